@@ -1,0 +1,43 @@
+//! Why an item or a call got no score: one list for the whole path of a request.
+
+use std::time::Duration;
+
+/// Why an item or a call got no score.
+///
+/// Every variant is one gRPC status; the table stands in `service::status`.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ScoreError {
+    /// The caller sent something that can never be scored.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The field of the item or of the request, as a path: `image.encoded`, `prompt`.
+        field: &'static str,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
+    /// The queue holds as much as it may.
+    #[error("the queue is full; try again in {:.1} s", retry_after.as_secs_f64())]
+    QueueFull {
+        /// The time after which there should be room.
+        retry_after: Duration,
+    },
+    /// The caller's deadline passed before the item reached a device.
+    #[error("the deadline passed before the item could be scored")]
+    DeadlineExceeded,
+    /// The caller went away.
+    #[error("the caller cancelled the request")]
+    Cancelled,
+    /// The server cannot score now; another may.
+    #[error("{0}")]
+    Unavailable(&'static str),
+    /// A fault of the server's own.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl ScoreError {
+    /// An [`ScoreError::Invalid`] of this field.
+    pub fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Invalid { field, reason: reason.into() }
+    }
+}

@@ -1,0 +1,2 @@
+//! A placeholder for the commands.
+fn main() {}

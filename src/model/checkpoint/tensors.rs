@@ -1,0 +1,381 @@
+//! The tensors of a checkpoint: which there are, whether they are those that the model needs, and their values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, Metadata};
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+
+use super::{CheckpointError, CheckpointFiles};
+
+/// Bytes read at a time: what loading needs of the host's memory beside the weights.
+const CHUNK: usize = 32 << 20;
+
+/// The longest header that is read: a 72B checkpoint's is under 200 kB.
+const MAX_HEADER: u64 = 64 << 20;
+
+/// The tensors of a checkpoint's files, by canonical name. Only headers have been read.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    tensors: BTreeMap<String, Entry>,
+    /// Tensors that are never needed, such as `lm_head`, by the names that they have on disk.
+    pub skipped: Vec<String>,
+}
+
+/// One tensor on disk.
+#[derive(Debug, Clone)]
+struct Entry {
+    /// The file's name.
+    file: String,
+    /// The tensor's name on disk.
+    key: String,
+    bytes: Bytes,
+    offset: u64,
+    shape: Vec<i64>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    File(Arc<File>),
+    Static(&'static [u8]),
+}
+
+/// What is wrong with one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// The file that holds the tensor, or should.
+    pub file: String,
+    /// The tensor's name.
+    pub key: String,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Problem {
+    /// The model needs it and no file has it.
+    Missing {
+        /// The shape that it should have.
+        shape: Vec<i64>,
+    },
+    /// A file has it and the model has no place for it.
+    Unexpected {
+        /// The shape that it has.
+        shape: Vec<i64>,
+    },
+    /// Its shape is not the one that the configuration promises.
+    Misshapen {
+        /// The shape that it has.
+        found: Vec<i64>,
+        /// The shape that it should have.
+        expected: Vec<i64>,
+    },
+    /// It holds a NaN or an infinity.
+    NonFinite,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ", self.file, self.key)?;
+        match &self.problem {
+            Problem::Missing { shape } => write!(f, "is missing, should be {shape:?}"),
+            Problem::Unexpected { shape } => {
+                write!(f, "{shape:?} is unexpected: the model has no such tensor")
+            }
+            Problem::Misshapen { found, expected } => write!(f, "is {found:?}, should be {expected:?}"),
+            Problem::NonFinite => write!(f, "holds a NaN or an infinity"),
+        }
+    }
+}
+
+impl Inventory {
+    /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    /// `canonical` gives each key the name under which the model asks for it, or `None` for what is never needed.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or no safetensors file.
+    pub fn open(
+        files: &CheckpointFiles,
+        canonical: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, CheckpointError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let mut inventory = Self::default();
+        if files.exists("model.safetensors") {
+            inventory.add(files, "model.safetensors", &canonical)?;
+        } else if let Some(index) = files.json::<Index>("model.safetensors.index.json")? {
+            for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
+                inventory.add(files, shard, &canonical)?;
+            }
+        } else {
+            return Err(CheckpointError::MissingFile(
+                "model.safetensors (or model.safetensors.index.json and its shards)".into(),
+            ));
+        }
+        Ok(inventory)
+    }
+
+    /// Adds the tensors of one file.
+    pub(super) fn add(
+        &mut self,
+        files: &CheckpointFiles,
+        file: &str,
+        canonical: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), CheckpointError> {
+        let bytes = match (files.path(file), files.read_static(file)) {
+            (Some(path), _) => {
+                Bytes::File(Arc::new(File::open(path).map_err(|e| CheckpointError::open(file, e))?))
+            }
+            (None, Some(data)) => Bytes::Static(data),
+            (None, None) => return Err(CheckpointError::MissingFile(file.to_owned())),
+        };
+        for (key, offset, shape, kind) in read_header(&bytes, file)? {
+            let Some(name) = canonical(&key) else {
+                self.skipped.push(key);
+                continue;
+            };
+            let entry = Entry { file: file.to_owned(), key, bytes: bytes.clone(), offset, shape, kind };
+            if let Some(twin) = self.tensors.insert(name, entry) {
+                return Err(CheckpointError::invalid(
+                    file,
+                    format!("{} stands in {} too", twin.key, twin.file),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.tensors.get(name).map(|e| e.shape.as_slice())
+    }
+
+    /// The canonical names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes on disk of the tensors that the model reads.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(Entry::len).sum()
+    }
+
+    /// Numbers in the tensors that the model reads.
+    pub fn parameters(&self) -> i64 {
+        self.tensors.values().map(|e| e.shape.iter().product::<i64>()).sum()
+    }
+
+    /// The number formats on disk.
+    pub fn kinds(&self) -> BTreeSet<String> {
+        self.tensors.values().map(|e| format!("{:?}", e.kind)).collect()
+    }
+
+    /// Holds what is there against what should be there: every difference, in the order of the names.
+    pub fn compare(&self, expected: &[(String, Vec<i64>)]) -> Vec<Fault> {
+        let expected: BTreeMap<&str, &Vec<i64>> = expected.iter().map(|(n, s)| (n.as_str(), s)).collect();
+        let mut faults = Vec::new();
+        for (name, shape) in &expected {
+            match self.tensors.get(*name) {
+                None => faults.push(Fault {
+                    file: "model.safetensors".into(),
+                    key: (*name).to_owned(),
+                    problem: Problem::Missing { shape: (*shape).clone() },
+                }),
+                Some(entry) if entry.shape != **shape => {
+                    let (found, expected) = (entry.shape.clone(), (*shape).clone());
+                    faults.push(entry.fault(Problem::Misshapen { found, expected }));
+                }
+                Some(_) => {}
+            }
+        }
+        let unexpected = self.tensors.iter().filter(|(name, _)| !expected.contains_key(name.as_str()));
+        faults.extend(unexpected.map(|(_, e)| e.fault(Problem::Unexpected { shape: e.shape.clone() })));
+        faults
+    }
+
+    /// Reads every value and returns the tensors that hold a NaN or an infinity.
+    pub fn non_finite(&self, mut progress: impl FnMut(u64)) -> Result<Vec<Fault>, CheckpointError> {
+        let mut faults = Vec::new();
+        for entry in self.tensors.values() {
+            let mut finite = true;
+            entry.chunks(|chunk, _| finite &= is_finite(&chunk))?;
+            if !finite {
+                faults.push(entry.fault(Problem::NonFinite));
+            }
+            progress(entry.len());
+        }
+        Ok(faults)
+    }
+
+    /// Reads a tensor into `target`, which has its shape, on any device and of any kind. The host holds no more
+    /// of it than a chunk.
+    pub(super) fn read_into(&self, name: &str, target: &Tensor) -> Result<(), CheckpointError> {
+        let entry = self.tensors.get(name).ok_or_else(|| {
+            CheckpointError::Tensors(vec![Fault {
+                file: "model.safetensors".into(),
+                key: name.to_owned(),
+                problem: Problem::Missing { shape: target.size() },
+            }])
+        })?;
+        let flat = target.view([-1]);
+        let mut finite = true;
+        entry.chunks(|chunk, start| {
+            finite &= is_finite(&chunk);
+            flat.narrow(0, start, chunk.size()[0]).copy_(&chunk);
+        })?;
+        if finite { Ok(()) } else { Err(CheckpointError::Tensors(vec![entry.fault(Problem::NonFinite)])) }
+    }
+
+    /// A tensor as fp32 on `device`.
+    pub(super) fn read(&self, name: &str, device: Device) -> Result<Tensor, CheckpointError> {
+        let shape = self.shape(name).unwrap_or_default();
+        let target = Tensor::empty(shape, (Kind::Float, device));
+        self.read_into(name, &target)?;
+        Ok(target)
+    }
+
+    /// Takes all of `other`'s tensors, in place of those of the same names.
+    pub(super) fn replace_with(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+        self.skipped.extend(other.skipped);
+    }
+
+    /// Splits off the tensors whose names `wanted` holds of.
+    pub(super) fn split_off(&mut self, wanted: impl Fn(&str) -> bool) -> Self {
+        let (taken, kept) = std::mem::take(&mut self.tensors).into_iter().partition(|(name, _)| wanted(name));
+        self.tensors = kept;
+        Self { tensors: taken, skipped: Vec::new() }
+    }
+}
+
+impl Entry {
+    fn len(&self) -> u64 {
+        self.shape.iter().product::<i64>() as u64 * self.kind.elt_size_in_bytes() as u64
+    }
+
+    fn fault(&self, problem: Problem) -> Fault {
+        Fault { file: self.file.clone(), key: self.key.clone(), problem }
+    }
+
+    /// Hands over the values in flat pieces, each with its place in the tensor.
+    fn chunks(&self, mut take: impl FnMut(Tensor, i64)) -> Result<(), CheckpointError> {
+        let size = self.kind.elt_size_in_bytes();
+        let mut buffer = Vec::new();
+        let mut done = 0;
+        while done < self.len() {
+            let length = (self.len() - done).min(CHUNK as u64) as usize;
+            let chunk = self
+                .bytes
+                .slice(self.offset + done, length, &mut buffer)
+                .map_err(|e| CheckpointError::io(&self.file, e))?;
+            let values = Tensor::f_from_data_size(chunk, &[(length / size) as i64], self.kind)
+                .map_err(|e| CheckpointError::invalid(&self.file, format!("{}: {e}", self.key)))?;
+            take(values, (done / size as u64) as i64);
+            done += length as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Bytes {
+    fn len(&self) -> std::io::Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Static(data) => Ok(data.len() as u64),
+        }
+    }
+
+    fn slice<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> std::io::Result<&'a [u8]> {
+        match self {
+            Self::File(file) => {
+                buffer.resize(length, 0);
+                file.read_exact_at(buffer, offset)?;
+                Ok(buffer)
+            }
+            Self::Static(data) => usize::try_from(offset)
+                .ok()
+                .and_then(|start| data.get(start..start.checked_add(length)?))
+                .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+type Header = Vec<(String, u64, Vec<i64>, Kind)>;
+
+/// Name, place, shape and kind of each tensor of a safetensors file.
+fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
+    let io = |e| CheckpointError::io(file, e);
+    let truncated = |what: &str| CheckpointError::invalid(file, format!("truncated: {what}"));
+    let size = bytes.len().map_err(io)?;
+    let mut buffer = Vec::new();
+    if size < 8 {
+        return Err(truncated("a safetensors file has at least 8 bytes"));
+    }
+    let prefix: [u8; 8] = bytes.slice(0, 8, &mut buffer).map_err(io)?.try_into().unwrap_or_default();
+    let header = u64::from_le_bytes(prefix);
+    if header > MAX_HEADER {
+        return Err(CheckpointError::invalid(
+            file,
+            format!("a header of {header} bytes: not a safetensors file"),
+        ));
+    }
+    if size < 8 + header {
+        return Err(truncated(&format!("{size} bytes, the header alone takes {}", 8 + header)));
+    }
+    let mut buffer = Vec::new();
+    let json = bytes.slice(8, header as usize, &mut buffer).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(json)
+        .map_err(|e| CheckpointError::invalid(file, format!("its header: {e}")))?;
+    let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+
+    let mut end = 0;
+    let mut list = Vec::with_capacity(tensors.len());
+    for (key, info) in tensors {
+        let kind = match info.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => {
+                let reason = format!("{key} is {other:?}, must be F32, F16 or BF16");
+                return Err(CheckpointError::invalid(file, reason));
+            }
+        };
+        let (start, stop) = info.data_offsets;
+        let size = info.shape.iter().try_fold(kind.elt_size_in_bytes(), |size, &n| size.checked_mul(n));
+        // Gaps, overlaps and wrong sizes all show as an offset that is not where the last tensor ended.
+        if start != end || size.is_none_or(|size| start.checked_add(size) != Some(stop)) {
+            let reason =
+                format!("{key}, {:?} {:?}, cannot lie at bytes {start} to {stop}", info.dtype, info.shape);
+            return Err(CheckpointError::invalid(file, reason));
+        }
+        end = stop;
+        list.push((key, 8 + header + start as u64, info.shape.iter().map(|&n| n as i64).collect(), kind));
+    }
+    let needed = 8 + header + end as u64;
+    if size != needed {
+        return Err(CheckpointError::invalid(
+            file,
+            format!("{size} bytes, its header promises {needed}: truncated?"),
+        ));
+    }
+    Ok(list)
+}
+
+fn is_finite(values: &Tensor) -> bool {
+    // In half precision `isfinite` is slow on the CPU; the sum of an infinity or a NaN is never finite, and fp32
+    // sums of a chunk of finite half-precision values do not overflow.
+    let sum = match values.kind() {
+        Kind::Float => return bool::try_from(values.isfinite().all()).unwrap_or(false),
+        _ => values.sum(Kind::Float),
+    };
+    f64::try_from(sum).is_ok_and(f64::is_finite) || bool::try_from(values.isfinite().all()).unwrap_or(false)
+}

@@ -1,0 +1,82 @@
+//! Qwen2.5-VL for still pictures: the reference's `Qwen2_5_VLModel`, from patches and token ids to the hidden state
+//! of each sample's last token.
+
+mod batch;
+mod config;
+mod probe;
+mod rope;
+mod segments;
+mod text;
+mod vision;
+
+use tch::Tensor;
+
+pub use config::{Config, TextConfig, VisionConfig};
+pub use probe::Probe;
+
+use super::checkpoint::{CheckpointError, Positions, Weights};
+use super::{ModelError, Normalisation, Sample};
+
+/// The backbone.
+#[derive(Debug)]
+pub struct Qwen25Vl {
+    config: Config,
+    positions: Positions,
+    vision: vision::VisionTower,
+    decoder: text::Decoder,
+}
+
+/// The name under which the model asks for a tensor that has this key on disk, or `None` for what it never needs.
+///
+/// transformers since 4.52 writes `model.language_model.` and `model.visual.`, its forerunners `model.` and
+/// `visual.`.
+pub fn canonical_name(key: &str) -> Option<String> {
+    if key.starts_with("lm_head.")
+        || key.ends_with("rotary_emb.inv_freq")
+        || key.ends_with("rotary_pos_emb.inv_freq")
+    {
+        return None;
+    }
+    let Some(rest) = key.strip_prefix("model.") else { return Some(key.to_owned()) };
+    if rest.starts_with("visual.") || rest.starts_with("language_model.") {
+        Some(rest.to_owned())
+    } else {
+        Some(format!("language_model.{rest}"))
+    }
+}
+
+impl Qwen25Vl {
+    /// Takes the backbone's weights.
+    pub fn load(
+        weights: &mut Weights,
+        config: Config,
+        positions: Positions,
+        normalisation: &Normalisation,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            vision: vision::VisionTower::load(weights, &config.vision, normalisation)?,
+            decoder: text::Decoder::load(weights, &config.text)?,
+            config,
+            positions,
+        })
+    }
+
+    /// The hidden state of each sample's last token, `[samples, width]`.
+    ///
+    /// # Errors
+    /// A sample does not fit the model.
+    pub fn forward(&self, samples: &[&Sample], probe: &mut Probe) -> Result<Tensor, ModelError> {
+        let device = self.decoder.device();
+        let pictures = batch::vision_batch(&self.config, samples, device);
+        let texts = batch::text_batch(
+            &self.config,
+            self.positions,
+            self.decoder.vocabulary(),
+            samples,
+            &pictures.natural,
+            device,
+        )?;
+        let visual = self.vision.forward(&pictures, probe);
+        Ok(self.decoder.forward(&texts, &visual, probe))
+    }
+}

@@ -1,0 +1,153 @@
+//! The decoder: the reference's `Qwen2_5_VLTextModel`, as far as the last token's hidden state needs it.
+
+use tch::{Device, Kind, Tensor};
+
+use super::batch::TextBatch;
+use super::config::TextConfig;
+use super::probe::Probe;
+use super::segments::Segments;
+use super::vision::inverse_frequencies;
+use crate::model::checkpoint::{CheckpointError, Weights};
+use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate};
+
+/// Tokens to the hidden state of each sample's last one.
+#[derive(Debug)]
+pub struct Decoder {
+    embeddings: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    /// `[width of a head / 2]`, fp32.
+    inverse_frequencies: Tensor,
+    /// Which of the three axes turns each pair of a head's numbers.
+    section: [i64; 3],
+}
+
+impl Decoder {
+    /// Takes the weights under `language_model`.
+    pub fn load(weights: &mut Weights, config: &TextConfig) -> Result<Self, CheckpointError> {
+        let layers = (0..config.num_hidden_layers).map(|n| Layer::load(weights, config, n));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+            embeddings: weights.take("language_model.embed_tokens.weight")?,
+            norm: RmsNorm::load(weights, "language_model.norm", config.rms_norm_eps)?,
+            inverse_frequencies: inverse_frequencies(config.head_dim(), config.rope_theta(), weights.device),
+            section: config.mrope_section(),
+        })
+    }
+
+    /// Rows of the vocabulary.
+    pub fn vocabulary(&self) -> i64 {
+        self.embeddings.size()[0]
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.embeddings.device()
+    }
+
+    /// The hidden state of each sample's last token, `[samples, width]`, normed.
+    ///
+    /// `visual` are the visual tokens, `[visual tokens, width]`, in the order of [`TextBatch::visual_rows`].
+    pub fn forward(&self, batch: &TextBatch, visual: &Tensor, probe: &mut Probe) -> Tensor {
+        let mut x =
+            self.embeddings.index_select(0, &batch.input_ids).index_copy(0, &batch.visual_rows, visual);
+        probe.see("text.positions", || batch.positions.shallow_clone());
+        probe.see("text.embeddings", || x.shallow_clone());
+
+        let (cos, sin) = self.rotations(&batch.positions, x.kind());
+        let last = self.layers.len().saturating_sub(1);
+        for (n, layer) in self.layers.iter().enumerate() {
+            // Behind the last layer only the last token's row is read.
+            x = if n == last {
+                layer.forward_last(&x, &cos, &sin, &batch.samples)
+            } else {
+                layer.forward(&x, &cos, &sin, &batch.samples)
+            };
+            probe.see(&format!("text.layers.{n}"), || x.shallow_clone());
+        }
+        let hidden = batch.samples.in_given_order(self.norm.forward(&x));
+        probe.see("text.norm", || hidden.shallow_clone());
+        hidden
+    }
+
+    /// Cosines and sines, `[tokens, 1, width of a head]`, of the axis that each pair of numbers follows.
+    fn rotations(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
+        let mut start = 0;
+        let parts: Vec<Tensor> = (0..)
+            .zip(self.section)
+            .map(|(axis, length)| {
+                start += length;
+                angles.select(0, axis).narrow(-1, start - length, length)
+            })
+            .collect();
+        let angles = Tensor::cat(&parts, -1).repeat([1, 2]).unsqueeze(1);
+        (angles.cos().to_kind(kind), angles.sin().to_kind(kind))
+    }
+}
+
+/// The reference's `Qwen2_5_VLDecoderLayer`.
+#[derive(Debug)]
+struct Layer {
+    input_norm: RmsNorm,
+    /// Queries, keys and values, stacked.
+    qkv: Linear,
+    output: Linear,
+    post_norm: RmsNorm,
+    mlp: GatedMlp,
+    heads: i64,
+    key_value_heads: i64,
+    head_dim: i64,
+}
+
+impl Layer {
+    fn load(weights: &mut Weights, config: &TextConfig, n: usize) -> Result<Self, CheckpointError> {
+        let name = format!("language_model.layers.{n}");
+        let [q, k, v, o] = ["q", "k", "v", "o"].map(|part| format!("{name}.self_attn.{part}_proj"));
+        Ok(Self {
+            input_norm: RmsNorm::load(weights, &format!("{name}.input_layernorm"), config.rms_norm_eps)?,
+            qkv: Linear::load(weights, &[&q, &k, &v], true)?,
+            output: Linear::load(weights, &[&o], false)?,
+            post_norm: RmsNorm::load(
+                weights,
+                &format!("{name}.post_attention_layernorm"),
+                config.rms_norm_eps,
+            )?,
+            mlp: GatedMlp::load(weights, &format!("{name}.mlp"), false)?,
+            heads: config.num_attention_heads,
+            key_value_heads: config.key_value_heads(),
+            head_dim: config.head_dim(),
+        })
+    }
+
+    /// `[tokens, width]` to `[tokens, width]`.
+    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, samples: &Segments) -> Tensor {
+        let qkv = self.qkv.forward(&self.input_norm.forward(x));
+        let heads = qkv.unflatten(1, [-1, self.head_dim]);
+        // Queries and keys turn together.
+        let turned = rotate(&heads.narrow(1, 0, self.heads + self.key_value_heads), cos, sin);
+        let q = turned.narrow(1, 0, self.heads);
+        let k = turned.narrow(1, self.heads, self.key_value_heads);
+        let v = heads.narrow(1, self.heads + self.key_value_heads, self.key_value_heads);
+        self.after_attention(x, &samples.attend(&q, &k, &v, true))
+    }
+
+    /// The same for each sample's last token alone: `[samples, width]`, in the order of [`Segments::last_rows`].
+    fn forward_last(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, samples: &Segments) -> Tensor {
+        let normed = self.input_norm.forward(x);
+        let width = self.heads * self.head_dim;
+        let kv = self.qkv.narrow(width, 2 * self.key_value_heads * self.head_dim).forward(&normed);
+        let kv = kv.unflatten(1, [2 * self.key_value_heads, self.head_dim]);
+        let k = rotate(&kv.narrow(1, 0, self.key_value_heads), cos, sin);
+        let v = kv.narrow(1, self.key_value_heads, self.key_value_heads);
+
+        let [x, normed, cos, sin] = [x, &normed, cos, sin].map(|t| samples.last_rows(t));
+        let q = self.qkv.narrow(0, width).forward(&normed).unflatten(1, [self.heads, self.head_dim]);
+        self.after_attention(&x, &samples.attend_last(&rotate(&q, &cos, &sin), &k, &v))
+    }
+
+    fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Tensor {
+        let x = x + self.output.forward(attended);
+        &x + self.mlp.forward(&self.post_norm.forward(&x))
+    }
+}

@@ -1,0 +1,93 @@
+//! The whole: backbone and head.
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor, no_grad_guard};
+
+use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, RewardConfig, Weights};
+use super::qwen2_5_vl::{Config, Probe, Qwen25Vl, canonical_name};
+use super::reward_head::{RewardHead, expected_tensors};
+use super::{ModelError, Normalisation, Sample, Score, Scorer};
+
+/// A SpatialScore model on one device.
+#[derive(Debug)]
+pub struct RewardModel {
+    backbone: Qwen25Vl,
+    head: RewardHead,
+}
+
+/// What a checkpoint says of itself, its weights opened but not read.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// `config.json`.
+    pub config: Config,
+    /// `reward_config.json`.
+    pub reward: RewardConfig,
+    /// The weights, by their headers.
+    pub weights: Weights,
+    /// Tensors that are missing, unexpected or misshapen.
+    pub faults: Vec<Fault>,
+}
+
+impl Blueprint {
+    /// Reads a checkpoint's configuration and the headers of its weights.
+    ///
+    /// # Errors
+    /// A file is missing or says what cannot be served. Faults of single tensors are listed in the result.
+    pub fn open(files: &CheckpointFiles, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
+        let config = Config::from_json(&files.require_json::<Value>("config.json")?)
+            .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
+        let reward: RewardConfig = files.require_json("reward_config.json")?;
+        let weights = Weights::open(files, canonical_name, device, kind)?;
+        let inventory = weights.inventory();
+        // The vocabulary's rows are the tensor's to say.
+        let rows = inventory.shape("language_model.embed_tokens.weight").and_then(|s| s.first().copied());
+        let mut expected = config.tensors(rows.unwrap_or_default());
+        expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
+        let faults = inventory.compare(&expected);
+        Ok(Self { config, reward, weights, faults })
+    }
+}
+
+impl RewardModel {
+    /// Loads a checkpoint onto a device, the backbone in the number format `kind`, the head in fp32.
+    ///
+    /// # Errors
+    /// Anything that is missing, unexpected, misshapen, truncated or not finite. There is no half-loaded model.
+    pub fn load(
+        files: &CheckpointFiles,
+        normalisation: &Normalisation,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, CheckpointError> {
+        let _no_grad = no_grad_guard();
+        let Blueprint { config, reward, mut weights, faults } = Blueprint::open(files, device, kind)?;
+        if !faults.is_empty() {
+            return Err(CheckpointError::Tensors(faults));
+        }
+        let backbone = Qwen25Vl::load(&mut weights, config, reward.positions, normalisation)?;
+        let head = RewardHead::load(&mut weights, reward.output)?;
+        debug_assert!(weights.untaken().is_empty(), "not taken: {:?}", weights.untaken());
+        Ok(Self { backbone, head })
+    }
+
+    /// Scores one sample and returns the tensor of every stage, by the names that the fixtures of the parity tests
+    /// use.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub fn trace(&self, sample: &Sample) -> Result<Vec<(String, Tensor)>, ModelError> {
+        let _no_grad = no_grad_guard();
+        let mut probe = Probe::keep();
+        let hidden = self.backbone.forward(&[sample], &mut probe)?;
+        probe.see("head", || self.head.forward(&hidden));
+        Ok(probe.into_stages())
+    }
+}
+
+impl Scorer for RewardModel {
+    fn score(&mut self, samples: &[&Sample]) -> Result<Vec<Score>, ModelError> {
+        let _no_grad = no_grad_guard();
+        let hidden = self.backbone.forward(samples, &mut Probe::default())?;
+        Ok(self.head.scores(&self.head.forward(&hidden))?)
+    }
+}

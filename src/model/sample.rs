@@ -1,0 +1,55 @@
+//! What the model reads and what it gives.
+
+/// A picture cut into the patches that the vision tower reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Patches {
+    /// Patches from top to bottom; a multiple of the merge size.
+    pub rows: usize,
+    /// Patches from left to right; a multiple of the merge size.
+    pub columns: usize,
+    /// `[rows × columns, 3 × patch_size × patch_size]` bytes of RGB, not yet rescaled or normalised.
+    ///
+    /// Patches stand in the order of the reference's `Qwen2VLImageProcessor`: by merge block (2×2) first, blocks
+    /// row by row, and within a patch channel, row, column. The reference repeats each frame along a temporal
+    /// axis of two; here it stands once.
+    pub pixels: Vec<u8>,
+}
+
+/// One prompt with its picture, ready for the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Token ids, the picture's placeholders expanded to one for each visual token, up to and including the
+    /// token at which the reward is read: under causal attention nothing behind it matters.
+    pub input_ids: Vec<u32>,
+    /// The picture.
+    pub image: Patches,
+}
+
+impl Sample {
+    /// What the sample costs: text and visual tokens together.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+}
+
+/// A reward: the Gaussian of the paper, or a scalar where the checkpoint has only that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// The SpatialScore. Unbounded; no scale is canonical.
+    pub mean: f32,
+    /// The standard deviation, where the checkpoint gives one.
+    pub stddev: Option<f32>,
+}
+
+/// How bytes become the numbers that the vision tower reads: `(byte × rescale − mean) / std`, channel by channel.
+///
+/// From the checkpoint's `preprocessor_config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Normalisation {
+    /// What a byte is multiplied by: 1/255 as a rule.
+    pub rescale: f64,
+    /// Of red, green and blue.
+    pub mean: [f64; 3],
+    /// Of red, green and blue.
+    pub std: [f64; 3],
+}
