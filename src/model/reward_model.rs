@@ -55,7 +55,7 @@ impl RewardModel {
     /// Anything that is missing, unexpected, misshapen, truncated or not finite. There is no half-loaded model.
     pub fn load(
         files: &CheckpointFiles,
-        normalisation: &Normalisation,
+        normalisation: Normalisation,
         device: Device,
         kind: Kind,
     ) -> Result<Self, CheckpointError> {

@@ -41,15 +41,17 @@ pub struct Score {
     pub stddev: Option<f32>,
 }
 
-/// How bytes become the numbers that the vision tower reads: `(byte × rescale − mean) / std`, channel by channel.
+/// How the model turns a byte of a picture into what the vision tower reads, channel by channel:
+/// `(byte × rescale − mean) / std`.
 ///
-/// From the checkpoint's `preprocessor_config.json`.
-#[derive(Debug, Clone, PartialEq)]
+/// The reference's `Qwen2VLImageProcessor.rescale_and_normalize`, as `preprocessor_config.json` sets it. The
+/// processor leaves the bytes as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalisation {
-    /// What a byte is multiplied by: 1/255 as a rule.
-    pub rescale: f64,
-    /// Of red, green and blue.
-    pub mean: [f64; 3],
-    /// Of red, green and blue.
-    pub std: [f64; 3],
+    /// Of red, green and blue, after rescaling.
+    pub mean: [f32; 3],
+    /// Of red, green and blue, after rescaling.
+    pub std: [f32; 3],
+    /// What a byte is multiplied by: 1/255, or 1 where the checkpoint does not rescale.
+    pub rescale: f32,
 }

@@ -1,0 +1,225 @@
+//! A prompt and a picture to what the model reads: the twin of the Hugging Face processor.
+//!
+//! Two steps, so that work is refused before it is done: [`Processor::admit`] reads headers and tokenises, and
+//! says what the item will cost; [`Processor::prepare`] decodes, resizes and cuts. Both are plain functions of
+//! the CPU, to be run on a pool.
+
+mod config;
+mod decode;
+mod image;
+mod prompt;
+mod resample;
+mod template;
+
+use std::fmt;
+
+use bytes::Bytes;
+
+pub use self::image::{SizeError, smart_resize};
+
+use self::config::PictureConfig;
+use self::decode::Format;
+use self::image::{Geometry, Rgb};
+use self::prompt::PromptEncoder;
+use crate::error::ScoreError;
+use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
+use crate::model::{Normalisation, Sample};
+
+/// The field of an item that holds its prompt.
+const PROMPT: &str = "prompt";
+/// The field of an item that holds an encoded picture.
+const ENCODED: &str = "image.encoded";
+/// The field of an item that holds raw pixels.
+const RAW: &str = "image.raw";
+
+/// What an item may cost. Checked before anything of that size is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessorLimits {
+    /// The longest prompt, in bytes of UTF-8.
+    pub max_prompt_bytes: usize,
+    /// The largest picture as it is sent: width times height, in pixels.
+    pub max_image_pixels: u64,
+    /// The most tokens of one item, text and visual tokens together.
+    pub max_item_tokens: usize,
+}
+
+/// A picture as a caller sends it.
+#[derive(Clone)]
+pub enum Picture {
+    /// A PNG, JPEG or WebP file, told apart by its first bytes.
+    Encoded(Bytes),
+    /// Raw pixels.
+    Raw {
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+        /// `[height, width, 3]` bytes: red, green, blue.
+        rgb8: Bytes,
+    },
+}
+
+/// An item whose prompt is tokenised and whose picture is still as it was sent.
+pub struct Draft {
+    input_ids: Vec<u32>,
+    source: Source,
+}
+
+impl Draft {
+    /// How many of the item's tokens have this id.
+    pub fn count(&self, id: u32) -> usize {
+        self.input_ids.iter().filter(|&&other| other == id).count()
+    }
+
+    /// What the item costs: text and visual tokens together, exactly as in the [`Sample`] to come.
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+}
+
+/// Without what the caller sent, so that it never reaches a log.
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft").field("tokens", &self.tokens()).finish_non_exhaustive()
+    }
+}
+
+/// A picture whose size is known and within the limits.
+struct Source {
+    width: u32,
+    height: u32,
+    bytes: Bytes,
+    /// `None` for raw pixels.
+    format: Option<Format>,
+}
+
+impl Source {
+    fn field(&self) -> &'static str {
+        if self.format.is_some() { ENCODED } else { RAW }
+    }
+}
+
+/// Turns prompts and pictures into samples, as the Hugging Face processor of the same checkpoint does.
+pub struct Processor {
+    prompts: PromptEncoder,
+    geometry: Geometry,
+    normalisation: Normalisation,
+    limits: ProcessorLimits,
+}
+
+impl Processor {
+    /// Reads tokenizer, chat template and preprocessor settings.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing or says something that cannot be served, with its name and the reason: see
+    /// [`CheckpointError`].
+    pub fn load(
+        files: &CheckpointFiles,
+        reward: &RewardConfig,
+        limits: ProcessorLimits,
+    ) -> Result<Self, CheckpointError> {
+        let pictures = PictureConfig::load(files, reward)?;
+        Ok(Self {
+            prompts: PromptEncoder::load(files, reward, pictures.image_token_id)?,
+            geometry: pictures.geometry,
+            normalisation: pictures.normalisation,
+            limits,
+        })
+    }
+
+    /// How the model is to turn a [`Sample`]'s bytes into numbers.
+    pub fn normalisation(&self) -> Normalisation {
+        self.normalisation
+    }
+
+    /// Checks an item and says what it costs, without decoding its picture.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError::Invalid`] for a prompt or a picture that can never be scored.
+    pub fn admit(&self, prompt: &str, picture: Picture) -> Result<Draft, ScoreError> {
+        self.check_prompt(prompt)?;
+        let source = self.inspect(picture)?;
+        let refuse = |reason: String| ScoreError::invalid(source.field(), reason);
+        let size = self.geometry.resized((source.width, source.height)).map_err(|e| refuse(e.to_string()))?;
+        // A picture that EXIF turns on its side costs the same: the two sides only change places.
+        let limit = self.limits.max_item_tokens;
+        let visual_tokens = usize::try_from(self.geometry.visual_tokens(size))
+            .ok()
+            .filter(|&tokens| tokens <= limit)
+            .ok_or_else(|| {
+                refuse(format!("the picture alone is more than the {limit} tokens that an item may have"))
+            })?;
+        let input_ids = self.prompts.encode(prompt, visual_tokens)?;
+        if input_ids.len() > limit {
+            return Err(ScoreError::invalid(
+                PROMPT,
+                format!(
+                    "the item has {} tokens, {visual_tokens} of them the picture's; it may have {limit}",
+                    input_ids.len()
+                ),
+            ));
+        }
+        Ok(Draft { input_ids, source })
+    }
+
+    /// Decodes, turns, resizes and cuts the picture.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError::Invalid`] for a picture that is truncated or corrupt.
+    pub fn prepare(&self, draft: Draft) -> Result<Sample, ScoreError> {
+        let Draft { input_ids, source } = draft;
+        let field = source.field();
+        let refuse = |reason: String| ScoreError::invalid(field, reason);
+        let Source { width, height, bytes, format } = source;
+        let picture = match format {
+            Some(format) => format.decode(&bytes, (width, height)).map_err(refuse)?,
+            None => Rgb { width, height, pixels: bytes },
+        };
+        let image = self.geometry.patches(&picture).map_err(refuse)?;
+        Ok(Sample { input_ids, image })
+    }
+
+    fn check_prompt(&self, prompt: &str) -> Result<(), ScoreError> {
+        let limit = self.limits.max_prompt_bytes;
+        match prompt.len() {
+            0 => Err(ScoreError::invalid(PROMPT, "it is empty; say what the picture should show")),
+            length if length > limit => Err(ScoreError::invalid(
+                PROMPT,
+                format!("it has {length} bytes of UTF-8; it may have {limit}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds the picture's size and holds it against the limit.
+    fn inspect(&self, picture: Picture) -> Result<Source, ScoreError> {
+        let source = match picture {
+            Picture::Encoded(bytes) => {
+                let refuse = |reason| ScoreError::invalid(ENCODED, reason);
+                let format = Format::detect(&bytes).map_err(refuse)?;
+                let (width, height) = format.dimensions(&bytes).map_err(refuse)?;
+                Source { width, height, bytes, format: Some(format) }
+            }
+            Picture::Raw { width, height, rgb8 } => Source { width, height, bytes: rgb8, format: None },
+        };
+        let (width, height) = (source.width, source.height);
+        let (pixels, limit) = (u64::from(width) * u64::from(height), self.limits.max_image_pixels);
+        if pixels > limit {
+            return Err(ScoreError::invalid(
+                source.field(),
+                format!("the picture is {width} x {height}, {pixels} pixels; it may have {limit}"),
+            ));
+        }
+        let (held, expected) = (source.bytes.len() as u64, u128::from(pixels) * 3);
+        if source.format.is_none() && u128::from(held) != expected {
+            return Err(ScoreError::invalid(
+                RAW,
+                format!("{width} x {height} pixels of RGB are {expected} bytes; there are {held}"),
+            ));
+        }
+        Ok(source)
+    }
+}

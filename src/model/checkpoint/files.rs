@@ -23,12 +23,13 @@ pub const BUILT_IN_NAME: &str = "spatialscore-mini";
 
 /// Files that a checkpoint on the hub may have beside its weights. Those it lacks are not an error here: whoever
 /// needs one says so.
-const SMALL_FILES: [&str; 9] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "reward_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "adapter_config.json",

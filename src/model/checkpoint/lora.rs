@@ -77,7 +77,7 @@ impl Adapter {
             let update = Update {
                 down: down.to_owned(),
                 up: format!("{module}.lora_B.weight"),
-                scale: config.scale(module, &factors.shape(down).unwrap_or_default())?,
+                scale: config.scale(module, factors.shape(down).unwrap_or_default())?,
             };
             used.extend(factors.expect_factors(&update, base.shape(&format!("{module}.weight")))?);
             updates.insert(format!("{module}.weight"), update);

@@ -12,8 +12,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::{CheckpointError, CheckpointFiles};
 
-/// Bytes read at a time: what loading needs of the host's memory beside the weights.
-const CHUNK: usize = 32 << 20;
+/// Bytes read at a time: what loading needs of the host's memory beside the weights. Small enough that the allocator
+/// keeps the buffers from one chunk to the next.
+const CHUNK: usize = 8 << 20;
 
 /// The longest header that is read: a 72B checkpoint's is under 200 kB.
 const MAX_HEADER: u64 = 64 << 20;

@@ -51,7 +51,7 @@ impl Qwen25Vl {
         weights: &mut Weights,
         config: Config,
         positions: Positions,
-        normalisation: &Normalisation,
+        normalisation: Normalisation,
     ) -> Result<Self, CheckpointError> {
         Ok(Self {
             vision: vision::VisionTower::load(weights, &config.vision, normalisation)?,

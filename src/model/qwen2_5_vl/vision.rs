@@ -28,7 +28,7 @@ impl VisionTower {
     pub fn load(
         weights: &mut Weights,
         config: &VisionConfig,
-        normalisation: &Normalisation,
+        normalisation: Normalisation,
     ) -> Result<Self, CheckpointError> {
         let blocks = (0..config.depth).map(|n| Block::load(weights, config, n)).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -85,34 +85,36 @@ pub(super) fn inverse_frequencies(width: i64, theta: f64, device: Device) -> Ten
 #[derive(Debug)]
 struct PatchEmbed {
     projection: Linear,
-    /// Rescaling and normalisation, `[channels × patch × patch]`, fp32.
-    scale: Tensor,
-    shift: Tensor,
+    rescale: f64,
+    /// `[channels × patch × patch]`, fp32, as is `std`.
+    mean: Tensor,
+    std: Tensor,
 }
 
 impl PatchEmbed {
     fn load(
         weights: &mut Weights,
         config: &VisionConfig,
-        normalisation: &Normalisation,
+        normalisation: Normalisation,
     ) -> Result<Self, CheckpointError> {
         let kernel = weights.take_fp32("visual.patch_embed.proj.weight")?;
         let summed = kernel.sum_dim_intlist(2, false, Kind::Float).flatten(1, -1).to_kind(weights.kind);
-        let per_value = |f: &dyn Fn(f64, f64) -> f64| {
-            let channels: Vec<f32> =
-                normalisation.mean.iter().zip(&normalisation.std).map(|(&m, &s)| f(m, s) as f32).collect();
-            let area = config.patch_size * config.patch_size;
+        let Normalisation { mean, std, rescale } = normalisation;
+        let area = config.patch_size * config.patch_size;
+        let per_value = |channels: [f32; 3]| {
             Tensor::from_slice(&channels).repeat_interleave_self_int(area, 0, None).to_device(weights.device)
         };
         Ok(Self {
             projection: Linear { weight: summed, bias: None },
-            scale: per_value(&|_, std| normalisation.rescale / std),
-            shift: per_value(&|mean, std| -mean / std),
+            rescale: rescale.into(),
+            mean: per_value(mean),
+            std: per_value(std),
         })
     }
 
     fn forward(&self, pixels: &Tensor) -> Tensor {
-        let values = pixels.to_kind(Kind::Float) * &self.scale + &self.shift;
+        // In the reference's order, so that the values are its values to the last bit.
+        let values = (pixels.to_kind(Kind::Float) * self.rescale - &self.mean) / &self.std;
         self.projection.forward(&values.to_kind(self.projection.weight.kind()))
     }
 }

@@ -1,0 +1,151 @@
+//! Pixels to patches: the twin of the reference's `Qwen2VLImageProcessor`, up to rescaling.
+
+use bytes::Bytes;
+
+use super::resample::resample;
+use crate::model::Patches;
+
+/// The greatest ratio of a picture's sides that the reference takes.
+const MAX_ASPECT_RATIO: f64 = 200.0;
+
+/// A picture of 8-bit RGB.
+pub(super) struct Rgb {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// `[height, width, 3]`.
+    pub pixels: Bytes,
+}
+
+/// How pictures are resized and cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    /// The side of a patch in pixels.
+    pub patch: usize,
+    /// The side in patches of the block that becomes one visual token.
+    pub merge: usize,
+    /// The least number of pixels that a picture is resized to.
+    pub min_pixels: u64,
+    /// The greatest number of pixels that a picture is resized to.
+    pub max_pixels: u64,
+}
+
+/// Why a picture cannot be resized to whole patches.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum SizeError {
+    /// A side is zero pixels long.
+    #[error("the picture is {width} x {height} pixels; both sides must be above 0")]
+    Empty {
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+    },
+    /// One side is too long for the other.
+    #[error("the picture is {width} x {height} pixels; one side may be at most 200 times the other")]
+    AspectRatio {
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+    },
+    /// The size that the limits lead to is no size.
+    #[error("the picture of {width} x {height} pixels would be resized to nothing")]
+    Vanishes {
+        /// In pixels.
+        width: u32,
+        /// In pixels.
+        height: u32,
+    },
+}
+
+/// The width and height in pixels that a picture is resized to: multiples of `factor`, from `min_pixels` to
+/// `max_pixels` in all, of about the same aspect ratio.
+///
+/// The reference's `smart_resize`, in its double precision and with its ties to even. As there, the result may
+/// exceed `max_pixels` where a side would else be shorter than `factor`, or where a small picture is enlarged.
+///
+/// # Errors
+///
+/// A side of zero, and an aspect ratio above 200, which the reference refuses too.
+pub fn smart_resize(
+    (width, height): (u32, u32),
+    factor: u64,
+    min_pixels: u64,
+    max_pixels: u64,
+) -> Result<(u64, u64), SizeError> {
+    if width == 0 || height == 0 {
+        return Err(SizeError::Empty { width, height });
+    }
+    let (w, h, step) = (f64::from(width), f64::from(height), factor as f64);
+    if w.max(h) / w.min(h) > MAX_ASPECT_RATIO {
+        return Err(SizeError::AspectRatio { width, height });
+    }
+    let area = (u64::from(width) * u64::from(height)) as f64;
+    let multiple = |steps: f64| steps as u64 * factor;
+    let mut size = (multiple((w / step).round_ties_even()), multiple((h / step).round_ties_even()));
+    if size.0 * size.1 > max_pixels {
+        let beta = (area / max_pixels as f64).sqrt();
+        let shrunk = |side: f64| multiple((side / beta / step).floor()).max(factor);
+        size = (shrunk(w), shrunk(h));
+    } else if size.0 * size.1 < min_pixels {
+        let beta = (min_pixels as f64 / area).sqrt();
+        let enlarged = |side: f64| multiple((side * beta / step).ceil());
+        size = (enlarged(w), enlarged(h));
+    }
+    if size.0 == 0 || size.1 == 0 {
+        return Err(SizeError::Vanishes { width, height });
+    }
+    Ok(size)
+}
+
+impl Geometry {
+    /// The width and height in pixels that a picture of this size is resized to.
+    pub fn resized(&self, size: (u32, u32)) -> Result<(u64, u64), SizeError> {
+        smart_resize(size, (self.patch * self.merge) as u64, self.min_pixels, self.max_pixels)
+    }
+
+    /// The visual tokens of a resized picture of this size.
+    pub fn visual_tokens(&self, (width, height): (u64, u64)) -> u64 {
+        let block = (self.patch * self.merge) as u64;
+        (width / block) * (height / block)
+    }
+
+    /// Resizes a picture and cuts it into patches. Fails with what is wrong with its size.
+    pub fn patches(&self, picture: &Rgb) -> Result<Patches, String> {
+        let size = self.resized((picture.width, picture.height)).map_err(|e| e.to_string())?;
+        let side = |length: u64| u32::try_from(length).map_err(|e| e.to_string());
+        let (width, height) = (side(size.0)?, side(size.1)?);
+        let pixels = resample(picture, width as usize, height as usize);
+        Ok(self.cut(&pixels, width as usize, height as usize))
+    }
+
+    /// Cuts `[height, width, 3]` pixels into patches, merge block by merge block.
+    ///
+    /// The reference's `patchify`, without its repeated temporal axis.
+    fn cut(&self, rgb: &[u8], width: usize, height: usize) -> Patches {
+        let (patch, merge) = (self.patch, self.merge);
+        let area = patch * patch;
+        let (rows, columns, blocks_in_row) = (height / patch, width / patch, width / patch / merge);
+        let mut pixels = vec![0; rows * columns * 3 * area];
+        for (index, out) in pixels.chunks_exact_mut(3 * area).enumerate() {
+            let (block, within) = (index / (merge * merge), index % (merge * merge));
+            let row = block / blocks_in_row * merge + within / merge;
+            let column = block % blocks_in_row * merge + within % merge;
+            let (red, rest) = out.split_at_mut(area);
+            let (green, blue) = rest.split_at_mut(area);
+            for y in 0..patch {
+                let start = ((row * patch + y) * width + column * patch) * 3;
+                let line = rgb[start..start + 3 * patch].as_chunks::<3>().0;
+                let lane = y * patch..(y + 1) * patch;
+                let channels =
+                    red[lane.clone()].iter_mut().zip(&mut green[lane.clone()]).zip(&mut blue[lane]);
+                for (((r, g), b), pixel) in channels.zip(line) {
+                    (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+                }
+            }
+        }
+        Patches { rows, columns, pixels }
+    }
+}

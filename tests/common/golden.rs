@@ -1,0 +1,82 @@
+//! The fixtures that `tests/reference/make_fixtures.py` makes with transformers.
+
+#![allow(dead_code, reason = "each test reads its own part")]
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use spatialscore::model::{Patches, Sample};
+use tch::{Kind, Tensor};
+
+/// Where the fixtures are: those of the repository, or fresh ones that `make parity` made.
+pub fn fixtures() -> PathBuf {
+    std::env::var_os("SPATIALSCORE_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from)
+}
+
+/// A checkpoint with items and what the reference made of them.
+pub struct Case {
+    pub name: String,
+    pub directory: PathBuf,
+    pub items: Vec<Item>,
+    golden: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+pub struct Item {
+    pub prompt: String,
+    /// The picture's path, relative to the case's directory.
+    pub image: PathBuf,
+}
+
+impl Case {
+    pub fn open(name: &str) -> Self {
+        let directory = fixtures().join(name);
+        let items = serde_json::from_slice(&std::fs::read(directory.join("items.json")).unwrap()).unwrap();
+        let golden = std::fs::read(directory.join("golden.safetensors")).unwrap();
+        Self { name: name.to_owned(), directory, items, golden }
+    }
+
+    /// Every case there is, sorted by name.
+    pub fn all() -> Vec<Self> {
+        let mut names: Vec<String> = std::fs::read_dir(fixtures())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().join("golden.safetensors").exists())
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert!(!names.is_empty(), "no fixtures in {}", fixtures().display());
+        names.iter().map(|name| Self::open(name)).collect()
+    }
+
+    pub fn checkpoint(&self) -> String {
+        self.directory.join("checkpoint").to_str().unwrap().to_owned()
+    }
+
+    /// A golden tensor, `{item}/{stage}`.
+    pub fn golden(&self, item: usize, stage: &str) -> Option<Tensor> {
+        let file = SafeTensors::deserialize(&self.golden).unwrap();
+        let view = file.tensor(&format!("{item}/{stage}")).ok()?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        let kind = match view.dtype() {
+            safetensors::Dtype::F32 => Kind::Float,
+            safetensors::Dtype::I64 => Kind::Int64,
+            safetensors::Dtype::U8 => Kind::Uint8,
+            other => panic!("{other:?} in {}", self.name),
+        };
+        Some(Tensor::from_data_size(view.data(), &shape, kind))
+    }
+
+    /// The sample as the reference's processor made it, so that the model is held to account alone.
+    pub fn sample(&self, item: usize) -> Option<Sample> {
+        let grid = Vec::<i64>::try_from(self.golden(item, "grid")?).unwrap();
+        let ids = Vec::<i64>::try_from(self.golden(item, "input_ids")?).unwrap();
+        let pixels = Vec::<u8>::try_from(self.golden(item, "pixels")?.flatten(0, -1)).unwrap();
+        Some(Sample {
+            input_ids: ids.into_iter().map(|id| id as u32).collect(),
+            image: Patches { rows: grid[0] as usize, columns: grid[1] as usize, pixels },
+        })
+    }
+}

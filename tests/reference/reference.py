@@ -1,0 +1,274 @@
+"""The reference: a checkpoint of ours run by the real transformers classes, every stage laid bare.
+
+    from reference import Reference
+    stages = Reference("path/to/checkpoint").score("A red cup left of a blue bowl.", "picture.png")
+    stages["mean"], stages["stddev"], stages["text.layers.0"], ...
+
+or, to score one pair from the shell:
+
+    python tests/reference/reference.py CHECKPOINT PROMPT IMAGE
+
+Nothing of the model, the tokenizer or the image processor is written anew here: stages are caught by forward hooks on
+the modules of `Qwen2_5_VLForConditionalGeneration`, in fp32 on the CPU. The conversation is run whole; what stands
+behind the token where the reward is read is then cut off, which causal attention permits.
+
+`score` gives these tensors; T tokens up to and including the reward's, N patches in the image processor's order:
+
+    input_ids             [T] int64         vision.patch_embed    [N, D]
+    grid                  [2] int64         vision.blocks.{i}     [N, D]       not in window order
+    pixels                [N, 588] u8       vision.merger         [N/4, out]   row by row
+    pixel_values          [N, 1176]         head                  [outputs]    raw columns
+    text.positions        [3, T] int64      mean, stddev          []           stddev only where output is gaussian
+    text.embeddings       [T, D]            text.norm             [1, D]       the reward's row
+    text.layers.{i}       [T, D]            text.layers.{last}    [1, D]       the reward's row
+
+`pixels` is `pixel_values` before rescaling and normalising, with the temporal axis once: channel, row, column.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.image_utils import load_image
+from transformers.utils import logging
+from transformers.vision_utils import get_vision_window_index
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+# Stands for the caller's prompt while the chat template is rendered; text that no template rewrites.
+SENTINEL = "PROMPT-STANDS-HERE"
+
+
+def head_from(tensors):
+    """The reward head whose state dict this is: `weight` alone, or a sequence of linear layers with ReLU between.
+
+    A slot that holds no weights is the activation if it is the first behind a layer, else dropout, which is nothing.
+    """
+    if "weight" in tensors:
+        rows, columns = tensors["weight"].shape
+        head = nn.Linear(columns, rows, bias="bias" in tensors)
+    else:
+        slots = sorted({int(key.split(".")[0]) for key in tensors})
+        head = nn.Sequential()
+        for slot in range(slots[-1] + 1):
+            if slot in slots:
+                rows, columns = tensors[f"{slot}.weight"].shape
+                head.append(nn.Linear(columns, rows, bias=f"{slot}.bias" in tensors))
+            else:
+                head.append(nn.ReLU() if slot - 1 in slots else nn.Identity())
+    head.load_state_dict(tensors)
+    return head.float()
+
+
+def read_tensors(files, wanted):
+    """The tensors of these safetensors files whose key `wanted` maps to a name."""
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            found |= {wanted(key): tensors.get_tensor(key) for key in tensors.keys() if wanted(key)}
+    return found
+
+
+def load_head(directory):
+    """The head, from the model's own files or else from the adapter's."""
+    name = re.compile(r"(?:base_model\.model\.)?rm_head\.(.*)")
+    wanted = lambda key: (match := name.fullmatch(key)) and match[1]
+    tensors = read_tensors(sorted(directory.glob("model*.safetensors")), wanted)
+    return head_from(tensors or read_tensors(directory.glob("adapter_model.safetensors"), wanted))
+
+
+def load_model(directory, dtype=torch.float32):
+    """The backbone with the head at `rm_head`, the adapter, if there is one, merged."""
+    directory = Path(directory)
+    config = Qwen2_5_VLConfig.from_pretrained(directory)
+    embeddings = read_tensors(
+        sorted(directory.glob("model*.safetensors")),
+        lambda key: "rows" if key.endswith("embed_tokens.weight") else None,
+    )
+    # Trainers that add a token shrink the padded table and leave the config behind: the tensor decides.
+    config.text_config.vocab_size = len(embeddings["rows"])
+    with tempfile.TemporaryDirectory() as base:
+        # from_pretrained would load an adapter that lies beside the weights, and without the head; peft does it below.
+        for file in directory.iterdir():
+            if not file.name.startswith("adapter"):
+                (Path(base) / file.name).symlink_to(file.resolve())
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            base, config=config, dtype=dtype, attn_implementation="eager"
+        )
+    model.rm_head = load_head(directory)
+    if (directory / "adapter_config.json").exists():
+        model = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+        model.rm_head.float()
+    return model.eval()
+
+
+class Reference:
+    """A checkpoint, ready to score."""
+
+    def __init__(self, directory, dtype=torch.float32):
+        directory = Path(directory)
+        self.reward = json.loads((directory / "reward_config.json").read_text())
+        self.processor = AutoProcessor.from_pretrained(directory)
+        # The PIL backend: the reference resizes as PIL does. The other one, torchvision's, is only close to it.
+        images = AutoImageProcessor.from_pretrained(directory, backend="pil")
+        images.size = dict(images.size) | {
+            edge: self.reward[key]
+            for edge, key in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))
+            if key in self.reward
+        }
+        self.processor.image_processor = images
+        self.tokenizer = self.processor.tokenizer
+        # The processor reads a template's own file and leaves the one in tokenizer_config.json to the tokenizer.
+        self.processor.chat_template = self.processor.chat_template or self.tokenizer.chat_template
+        self.model = load_model(directory, dtype)
+
+    # What the model reads
+
+    def render(self, prompt):
+        """The conversation as text."""
+        text = self.reward["instruction"].replace("{prompt}", prompt)
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+
+    def prompt_segment(self, prompt):
+        """The text between the template's special tokens in which the prompt stands, and what is before and behind."""
+        before, behind = self.render(SENTINEL).split(SENTINEL)
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        cuts = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        start = max((match.end() for match in cuts.finditer(before)), default=0)
+        end = min((match.start() for match in cuts.finditer(behind)), default=len(behind))
+        return before[:start], before[start:] + prompt + behind[:end], behind[end:]
+
+    def encode(self, prompt):
+        """Token ids with one placeholder for the picture. Special tokens that the prompt spells are plain text."""
+        before, segment, behind = self.prompt_segment(prompt)
+        ids = lambda text, plain: self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)[
+            "input_ids"
+        ]
+        return ids(before, False) + ids(segment, True) + ids(behind, False)
+
+    def read_image(self, path):
+        """Grid, bytes and values of a picture's patches."""
+        image = load_image(str(path))
+        values = self.processor.image_processor(image, return_tensors="pt")
+        plain = self.processor.image_processor(image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        pixels = plain["pixel_values"].unflatten(1, (3, 2, -1))[:, :, 0].flatten(1).to(torch.uint8)
+        return values["image_grid_thw"], pixels, values["pixel_values"].float()
+
+    def expand(self, ids, grid):
+        """The placeholder once for each visual token."""
+        visual = int(grid.prod()) // self.processor.image_processor.merge_size**2
+        placeholder = self.model.config.image_token_id
+        return [copy for id in ids for copy in [id] * (visual if id == placeholder else 1)]
+
+    def reward_index(self, ids):
+        """Where the reward is read."""
+        if self.reward["reward_token"] == "last":
+            return len(ids) - 1
+        token = self.tokenizer.convert_tokens_to_ids(self.reward["special_token"])
+        assert ids.count(token) == 1, f"{ids.count(token)} reward tokens"
+        return ids.index(token)
+
+    # What the model says
+
+    def forward(self, input_ids, grid, pixel_values):
+        """The decoder's output for every token."""
+        inputs = {"input_ids": input_ids[None], "pixel_values": pixel_values, "image_grid_thw": grid}
+        if self.reward["positions"] == "mrope":
+            # The model's own get_rope_index needs to know the visual tokens; without this it numbers tokens 0, 1, 2, …
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.model.config.image_token_id).int()
+        return self.model.model(**inputs, use_cache=False).last_hidden_state[0]
+
+    def read_head(self, hidden):
+        """Raw columns, mean and, for a Gaussian, standard deviation from the hidden state at the reward's token."""
+        head = self.model.rm_head(hidden.float())
+        rewards = {"head": head, "mean": head[0]}
+        if self.reward["output"] == "gaussian":
+            rewards["stddev"] = head[1].exp()
+        return rewards
+
+    @torch.no_grad()
+    def mean(self, prompt, image):
+        """The score alone, without hooks: for many items."""
+        grid, _, values = self.read_image(image)
+        ids = self.expand(self.encode(prompt), grid)
+        hidden = self.forward(torch.tensor(ids), grid, values)
+        return float(self.read_head(hidden[self.reward_index(ids)])["mean"])
+
+    @torch.no_grad()
+    def score(self, prompt, image):
+        """Every stage on the way from (prompt, path of a picture) to the reward."""
+        grid, pixels, values = self.read_image(image)
+        ids = self.expand(self.encode(prompt), grid)
+        index = self.reward_index(ids)
+        stages = {
+            "input_ids": torch.tensor(ids[: index + 1]),
+            "grid": grid[0, 1:],
+            "pixels": pixels,
+            "pixel_values": values,
+        }
+
+        visual, text = self.model.model.visual, self.model.model.language_model
+        windows, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
+        patch_order = lambda x: x.unflatten(0, (-1, visual.spatial_merge_unit))[windows.argsort()].flatten(0, 1)
+        hooks = []
+
+        def catch(name, module, read):
+            hook = lambda _module, _args, output: stages.__setitem__(name, read(output))
+            hooks.append(module.register_forward_hook(hook))
+
+        def catch_positions(_module, args):
+            stages["text.positions"] = args[1][:, 0, : index + 1]
+
+        def catch_embeddings(_module, _args, kwargs):
+            stages["text.embeddings"] = kwargs["inputs_embeds"][0, : index + 1]
+
+        catch("vision.patch_embed", visual.patch_embed, lambda x: x)
+        for i, block in enumerate(visual.blocks):
+            catch(f"vision.blocks.{i}", block, patch_order)
+        catch("vision.merger", visual, lambda output: output.pooler_output)
+        hooks.append(text.rotary_emb.register_forward_pre_hook(catch_positions))
+        hooks.append(text.register_forward_pre_hook(catch_embeddings, with_kwargs=True))
+        for i, layer in enumerate(text.layers):
+            first = index if i + 1 == len(text.layers) else 0
+            catch(f"text.layers.{i}", layer, lambda x, first=first: x[0, first : index + 1])
+        catch("text.norm", text.norm, lambda x: x[0, index : index + 1])
+        try:
+            hidden = self.forward(torch.tensor(ids), grid, values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        stages |= self.read_head(hidden[index])
+        return {name: stage.detach().clone().contiguous() for name, stage in stages.items()}
+
+    @torch.no_grad()
+    def check(self, prompt, image):
+        """Asserts that `score` is what transformers gives by its plainest path: processor, model, head, no hooks.
+
+        Only for a prompt that spells no special token, since the plain path would let one in.
+        """
+        stages = self.score(prompt, image)
+        plain = self.processor(text=[self.render(prompt)], images=[load_image(str(image))], return_tensors="pt")
+        if self.reward["positions"] == "flat":
+            del plain["mm_token_type_ids"]
+        ids = plain["input_ids"][0].tolist()
+        index = self.reward_index(ids)
+        assert ids[: index + 1] == stages["input_ids"].tolist(), "tokens differ from transformers' own"
+        plain["pixel_values"] = plain["pixel_values"].float()
+        output = self.model(**plain, output_hidden_states=True)
+        mean = self.read_head(output.hidden_states[-1][0, index])["mean"]
+        assert torch.allclose(mean, stages["mean"], rtol=1e-5, atol=1e-6), (mean, stages["mean"])
+
+
+if __name__ == "__main__":
+    directory, prompt, image = sys.argv[1:]
+    for name, stage in Reference(directory).score(prompt, image).items():
+        print(f"{name:20} {str(list(stage.shape)):14}", stage.item() if stage.dim() == 0 else "")
