@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Served by reflection.
     fs::write(out.join("descriptors.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
+        // Pictures stay in the buffer in which they came.
+        .bytes(".spatialscore.v1")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .compile_fds(descriptors)?;
 

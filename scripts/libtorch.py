@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Lay out libtorch 2.11.0 for torch-sys, taken from the wheels that PyPI has.
 
-    libtorch.py DIR
+    libtorch.py DIR [--cuda]
 
 DIR/site   torch/ and nvidia/ unpacked side by side, as pip lays them: the run paths inside the libraries
-           then find one another. Only the CPU half runs from it; `--cuda` unpacks the CUDA half too.
+           then find one another. Without --cuda only what the CPU half needs is there.
 DIR/include, DIR/lib
            what torch-sys compiles and links against. `lib` shows only libtorch_cpu and libc10, so that the
-           binary starts on a machine without CUDA; `device.rs` opens libtorch_cuda at run time.
+           binary starts on a machine without CUDA; it opens libtorch_cuda at run time.
 """
 
+import argparse
 import platform
 import subprocess
 import sys
@@ -17,46 +18,53 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-TORCH = "2.11.0"
-CPU_WHEELS = [f"torch=={TORCH}", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
-# What of the torch wheel is wanted for building and for running on the CPU.
-CPU_LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1"}
-CUDA_RUNTIME = {"libcudart.so.13", "libcupti.so.13"}
+TORCH = "torch==2.11.0"
+# libtorch_cpu of the CUDA build needs these two of the CUDA stack, and no driver.
+CPU_WHEELS = [TORCH, "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
+CPU_LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"}
 
 
-def wanted(name: str) -> bool:
-    path = Path(name)
+def wanted(name: str, cuda: bool) -> bool:
+    """Whether a file of a wheel belongs into the layout."""
     if name.startswith("torch/include/"):
         return True
-    if path.parent == Path("torch/lib"):
-        return path.name in CPU_LIBRARIES
-    return path.name in CUDA_RUNTIME
+    library = name.startswith(("torch/lib/", "nvidia/")) and ".so" in Path(name).name
+    return library and (Path(name).name in CPU_LIBRARIES or (cuda and "python" not in name))
 
 
-def download(into: str) -> None:
-    machine = platform.machine()
-    platforms = [f"manylinux_2_28_{machine}", f"manylinux_2_25_{machine}", f"manylinux2014_{machine}"]
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q", "--no-deps"]
-    command += ["--only-binary=:all:", "--python-version=3.12", "--implementation=cp", "-d", into]
-    command += [f"--platform={p}" for p in platforms]
-    subprocess.run([*command, *CPU_WHEELS], check=True)
+def download(into: str, cuda: bool) -> None:
+    # The same wheels whatever Python runs this: only the libraries in them are used.
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q", "-d", into]
+    command += ["--only-binary=:all:", "--python-version=3.12", "--implementation=cp"]
+    tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, 29))]
+    command += [f"--platform={tag}_{platform.machine()}" for tag in tags]
+    subprocess.run(command + ([TORCH] if cuda else ["--no-deps", *CPU_WHEELS]), check=True)
+
+
+def link(path: Path, target: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    directory = Path(sys.argv[1])
-    stamp = directory / "build-version"
-    if stamp.exists() and stamp.read_text().strip() == TORCH:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--cuda", action="store_true", help="the CUDA half too (2.5 GB)")
+    arguments = parser.parse_args()
+    directory = arguments.directory
+
+    # torch-sys reads this file too, and compares what stands before the plus sign with its own version.
+    stamp, version = directory / "build-version", "2.11.0+cu130" if arguments.cuda else "2.11.0+cpu"
+    if stamp.exists() and stamp.read_text().strip() in (version, "2.11.0+cu130"):
         return
     site, lib = directory / "site", directory / "lib"
     site.mkdir(parents=True, exist_ok=True)
-    print(f"fetching libtorch {TORCH} (530 MB, once)", flush=True)
+    print(f"fetching libtorch {version} ({'2.5 GB' if arguments.cuda else '540 MB'}, once)", flush=True)
     with tempfile.TemporaryDirectory(dir=directory) as wheels:
-        download(wheels)
+        download(wheels, arguments.cuda)
         for wheel in Path(wheels).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(site, [n for n in archive.namelist() if wanted(n)])
+                archive.extractall(site, [n for n in archive.namelist() if wanted(n, arguments.cuda)])
 
     lib.mkdir(exist_ok=True)
     for name in ("libtorch_cpu.so", "libc10.so"):
@@ -64,12 +72,7 @@ def main() -> None:
     link(directory / "include", Path("site/torch/include"))
     # The wheel's libtorch.so only ties the CPU and the CUDA half together. torch-sys names it at link time.
     subprocess.run(["cc", "-shared", "-x", "c", "/dev/null", "-o", lib / "libtorch.so"], check=True)
-    stamp.write_text(TORCH + "\n")
-
-
-def link(path: Path, target: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.symlink_to(target)
+    stamp.write_text(version + "\n")
 
 
 if __name__ == "__main__":

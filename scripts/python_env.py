@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make a Python virtual environment that holds a requirements file, with nothing but the standard library.
+"""Make a Python virtual environment with pip, with nothing but the standard library.
 
-    python_env.py DIR REQUIREMENTS
+    python_env.py DIR [REQUIREMENTS]
 
 Debian's python3 comes without pip and without ensurepip. Where they are missing, pip's own wheel is fetched
-from the package index (PIP_INDEX_URL, else PyPI) and runs from there. A second call does nothing until the
+from the package index (PIP_INDEX_URL, else PyPI) and installs itself. A second call does nothing until the
 requirements change.
 """
 
@@ -43,23 +43,25 @@ def fetch_pip(into: Path) -> Path:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    directory, requirements = Path(sys.argv[1]), Path(sys.argv[2])
-    wanted = requirements.read_bytes()
-    stamp = directory / "requirements.installed"
+    directory = Path(sys.argv[1])
+    requirements = Path(sys.argv[2]) if len(sys.argv) == 3 else None
+    wanted = requirements.read_bytes() if requirements else b""
+    stamp = directory / "installed"
     if stamp.exists() and stamp.read_bytes() == wanted:
         return
     python = directory / "bin" / "python"
-    with_pip = importlib.util.find_spec("ensurepip") is not None
     if not python.exists():
         print(f"making {directory}", flush=True)
+        with_pip = importlib.util.find_spec("ensurepip") is not None
         venv.create(directory, with_pip=with_pip, symlinks=True)
-    pip = [python, "-m", "pip"] if with_pip else [python, fetch_pip(directory) / "pip"]
-    subprocess.run(
-        [*pip, "install", "--disable-pip-version-check", "--progress-bar", "off", "-q", "-r", requirements],
-        check=True,
-    )
+        if not with_pip:
+            wheel = fetch_pip(directory)
+            subprocess.run([python, wheel / "pip", "install", "-q", "--no-index", wheel], check=True)
+    if requirements:
+        install = ["-m", "pip", "install", "--disable-pip-version-check", "-q", "-r", requirements]
+        subprocess.run([python, *install], check=True)
     stamp.write_bytes(wanted)
 
 

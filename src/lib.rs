@@ -5,18 +5,30 @@
 //!
 //! One direction, no way back but the reply. A module may use those below it in this list and none above:
 //!
-//! 1. [`service`]: the gRPC edge. Checks limits and deadlines, refuses early.
-//! 2. [`processor`]: bytes to pixels to patches, prompt to token ids, on a CPU pool. The twin of the
+//! 1. [`server`]: the life of a server: listen, load, serve, drain, stop.
+//! 2. [`service`]: the gRPC edge. Checks limits and deadlines, refuses early.
+//! 3. [`engine`]: what stands behind the service: processor, queue and workers of a model that is up.
+//! 4. [`processor`]: bytes to pixels to patches, prompt to token ids, on a CPU pool. The twin of the
 //!    Hugging Face processor. Its product is a [`model::Sample`].
-//! 3. [`worker`]: one OS thread per device takes batches from the queue, computes, and replies.
-//! 4. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
-//! 5. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
+//! 5. [`worker`]: one OS thread per device takes batches from the queue, computes, and replies.
+//! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
+//! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`config`], [`error`] and [`telemetry`] may be used by all.
+//! [`config`], [`device`], [`error`] and [`telemetry`] may be used by all; [`cli`] is what the binary does with
+//! them, and [`proto`] the contract on the wire.
 #![warn(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod cli;
+pub mod config;
+pub mod device;
+pub mod engine;
 pub mod error;
 pub mod model;
+pub mod processor;
+pub mod proto;
 pub mod scheduler;
+pub mod server;
+pub mod service;
 pub mod telemetry;
 pub mod worker;

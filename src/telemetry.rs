@@ -1,7 +1,31 @@
-//! The names of all metrics, in one place.
+//! Logs and metrics: the names of all metrics, in one place, and how both are set up.
 
-/// Items that the queue dropped before they cost a forward, by `reason`: `cancelled` or `late`.
+use std::io::IsTerminal;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fs, io};
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::{TcpListener, TcpStream};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Calls by `rpc` and `code`.
+pub const REQUESTS: &str = "spatialscore_requests_total";
+/// Seconds from a call's headers to its last byte, by `rpc`.
+pub const REQUEST_DURATION: &str = "spatialscore_request_duration_seconds";
+/// Items by `outcome`: `OK` or the code of their error.
+pub const ITEMS: &str = "spatialscore_items_total";
+/// Items that were dropped before they cost a forward, by `reason`: `cancelled` or `late`.
 pub const ITEMS_DROPPED: &str = "spatialscore_items_dropped_total";
+/// Seconds of processor work on an item: once for its admission, once for its pixels.
+pub const PREPARATION: &str = "spatialscore_preparation_seconds";
 /// Items that hold a place in the queue, those still being prepared included.
 pub const QUEUE_ITEMS: &str = "spatialscore_queue_items";
 /// Tokens of those items.
@@ -16,3 +40,145 @@ pub const BATCH_ITEMS: &str = "spatialscore_batch_items";
 pub const BATCH_TOKENS: &str = "spatialscore_batch_tokens";
 /// Forwards that failed and were tried again with fewer items.
 pub const FORWARD_FAILURES: &str = "spatialscore_forward_failures_total";
+/// The scores themselves: an operator sees reward hacking as a drift of this distribution.
+pub const SCORE_MEAN: &str = "spatialscore_score_mean";
+/// 1, with the server's `version`.
+pub const BUILD_INFO: &str = "spatialscore_build_info";
+/// 1, with the model's `name`, `revision`, `dtype` and `devices`.
+pub const MODEL_INFO: &str = "spatialscore_model_info";
+/// 1 while the model serves, else 0.
+pub const SERVING: &str = "spatialscore_serving";
+/// Resident memory of the process.
+pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+/// When the process started.
+pub const PROCESS_START: &str = "process_start_time_seconds";
+
+const SECONDS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const POWERS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const TOKENS: [f64; 10] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0];
+/// Scores have no canonical scale; most checkpoints stay within twenty of zero.
+const SCORES: [f64; 17] =
+    [-20.0, -15.0, -10.0, -7.5, -5.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0];
+
+/// How often histograms give up the samples they keep between two scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a scraper may take over its request.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sets up the log. `RUST_LOG`, where it is set, wins over the level of the settings.
+///
+/// # Errors
+/// `RUST_LOG` cannot be read, or a log is set up already.
+pub fn init_log(settings: &LogSettings) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
+        _ => EnvFilter::new(settings.level.to_string()),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    match settings.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+}
+
+/// Sets up the process's metrics.
+///
+/// # Errors
+/// They are set up already.
+pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_ITEMS.into()), &POWERS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_TOKENS.into()), &TOKENS)?
+        .set_buckets_for_metric(Matcher::Full(SCORE_MEAN.into()), &SCORES)?
+        .install_recorder()?;
+    describe();
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!(SERVING).set(0.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    gauge!(PROCESS_START).set(now.as_secs_f64());
+    Ok(handle)
+}
+
+/// The help texts.
+fn describe() {
+    describe_counter!(REQUESTS, "Calls by rpc and gRPC code.");
+    describe_histogram!(REQUEST_DURATION, Unit::Seconds, "From a call's headers to its last byte.");
+    describe_counter!(ITEMS, "Items answered, by outcome: OK or the code of their error.");
+    describe_counter!(
+        ITEMS_DROPPED,
+        "Items dropped before they cost a forward, by reason: cancelled or late."
+    );
+    describe_histogram!(PREPARATION, Unit::Seconds, "Processor work: an item's admission, or its pixels.");
+    describe_gauge!(QUEUE_ITEMS, "Items that hold a place in the queue, those in preparation included.");
+    describe_gauge!(QUEUE_TOKENS, "Tokens of the items that hold a place in the queue.");
+    describe_histogram!(QUEUE_WAIT, Unit::Seconds, "From an item's entry into the queue to its forward.");
+    describe_histogram!(FORWARD, Unit::Seconds, "A forward pass.");
+    describe_histogram!(BATCH_ITEMS, "Items of a batch.");
+    describe_histogram!(BATCH_TOKENS, "Tokens of a batch.");
+    describe_counter!(FORWARD_FAILURES, "Forwards that failed; batches are halved and tried again.");
+    describe_histogram!(SCORE_MEAN, "The scores themselves; a drift may be reward hacking.");
+    describe_gauge!(BUILD_INFO, "1, with the server's version.");
+    describe_gauge!(MODEL_INFO, "1, with what is served.");
+    describe_gauge!(SERVING, "1 while the model serves, 0 while it loads or drains.");
+    describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
+    describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
+}
+
+/// Serves `GET /metrics` and nothing else, for as long as it is polled.
+pub async fn serve_metrics(listener: TcpListener, handle: PrometheusHandle) {
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            _ = upkeep.tick() => handle.run_upkeep(),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(answer_scraper(stream, handle.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "the metrics port");
+                    // Out of file descriptors, most likely: accepting again at once would only spin.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+async fn answer_scraper(stream: TcpStream, handle: PrometheusHandle) {
+    let answer = service_fn(move |request: Request<_>| {
+        let answer = metrics_page(&request, &handle);
+        async move { Ok::<_, std::convert::Infallible>(answer) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(SCRAPE_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), answer);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a scrape");
+    }
+}
+
+fn metrics_page<B>(request: &Request<B>, handle: &PrometheusHandle) -> Response<Full<Bytes>> {
+    if request.uri().path() != "/metrics" {
+        let mut response = Response::new(Full::from("the metrics are at /metrics\n"));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return response;
+    }
+    if let Some(bytes) = resident_memory() {
+        gauge!(PROCESS_MEMORY).set(bytes);
+    }
+    let mut response = Response::new(Full::from(handle.render()));
+    let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, format);
+    response
+}
+
+/// `VmRSS` of this process, where the system says it.
+fn resident_memory() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
+}

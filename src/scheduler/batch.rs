@@ -27,10 +27,11 @@ pub(super) fn take_batch(
 ) -> (Vec<Job>, Vec<Permit>) {
     let (mut batch, mut dropped, mut tokens) = (Vec::new(), Vec::new(), 0);
     while let Some(job) = waiting.pop_front() {
-        let reason = if job.reply.is_closed() {
-            Some(("cancelled", ScoreError::Cancelled))
-        } else if job.deadline.is_some_and(|deadline| deadline <= now) {
+        // The deadline comes first: it is also why the caller has left.
+        let reason = if job.deadline.is_some_and(|deadline| deadline <= now) {
             Some(("late", ScoreError::DeadlineExceeded))
+        } else if job.reply.is_closed() {
+            Some(("cancelled", ScoreError::Cancelled))
         } else {
             None
         };

@@ -222,9 +222,12 @@ fn from_hub(id: &str, revision: &str) -> Result<Root, CheckpointError> {
     let hub_error =
         |reason: String| CheckpointError::Hub { id: id.to_owned(), revision: revision.to_owned(), reason };
     let config = if offline {
-        Cache::from_env()
-            .repo(repo())
+        let cache = Cache::from_env().repo(repo());
+        // A branch or tag is a reference in the cache, a commit the name of a snapshot.
+        let commit = cache.pointer_path(revision).join("config.json");
+        cache
             .get("config.json")
+            .or_else(|| commit.is_file().then_some(commit))
             .ok_or_else(|| hub_error("HF_HUB_OFFLINE is set and the cache does not hold it".into()))?
     } else {
         let mut builder = ApiBuilder::from_env();

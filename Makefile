@@ -1,0 +1,66 @@
+# Every recipe that a person or CI runs. A second run fetches and rebuilds nothing that is there.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+
+# Everything is built with one profile, so that what is tested is what is served.
+CARGO := cargo
+BINARY := target/release/spatialscore
+
+.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# A LIBTORCH of your own is respected and nothing is fetched.
+libtorch: ## Fetch libtorch into .libtorch (once)
+ifndef LIBTORCH
+libtorch: .libtorch/build-version
+endif
+
+.libtorch/build-version: scripts/libtorch.py | .venv/pip/installed
+	.venv/pip/bin/python scripts/libtorch.py .libtorch
+	@touch $@
+
+cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
+	.venv/pip/bin/python scripts/libtorch.py .libtorch --cuda
+
+.venv/pip/installed: scripts/python_env.py
+	$(PYTHON) $< $(@D)
+	@touch $@
+
+.venv/test/installed: scripts/python_env.py tests/requirements.txt
+	$(PYTHON) $< $(@D) tests/requirements.txt
+	@touch $@
+
+.venv/reference/installed: scripts/python_env.py tests/reference/requirements.txt
+	$(PYTHON) $< $(@D) tests/reference/requirements.txt
+	@touch $@
+
+build: libtorch ## Build the server
+	$(CARGO) build --release --bin spatialscore
+
+demo: build ## Start the server, score the sample pictures through its socket, stop it
+	scripts/demo.sh $(BINARY)
+
+serve: build ## Keep a server running on 127.0.0.1:50051
+	$(BINARY) serve
+
+lint: libtorch ## Formatting, clippy, rustdoc: no warnings
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --document-private-items
+
+test: lint .venv/test/installed ## Run every check that CI runs
+	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test $(CARGO) test --release
+	scripts/demo.sh $(BINARY)
+
+parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
+	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))
+
+fixtures: .venv/reference/installed ## Make the committed fixtures again
+	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures
+
+clean: ## Remove what was built; fetched libraries stay
+	$(CARGO) clean

@@ -1,0 +1,230 @@
+//! `spatialscore inspect`: what a checkpoint is, what it costs, what is wrong with it.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use tch::{Device, Kind};
+
+use super::fail;
+use crate::model::Blueprint;
+use crate::model::checkpoint::{
+    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
+};
+use crate::model::qwen2_5_vl::Config;
+use crate::processor::{Picture, Processor, ProcessorLimits};
+
+/// Sides of the pictures whose cost is told.
+const SIDES: [u32; 4] = [224, 512, 1024, 2048];
+/// A prompt of the paper's usual length, for telling what an item costs.
+const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle stands on the table, to the left of a \
+    white bowl, and three spoons lie in a row in front of the bowl. A window is centered on the back wall, a clock \
+    hangs above it, and a green plant stands in the far right corner, behind a chair.";
+
+/// Read a checkpoint without running it.
+///
+/// Says what it is, what it costs in memory and tokens, and everything that is wrong with it: tensors that are
+/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  spatialscore inspect                        the checkpoint that the program carries
+  spatialscore inspect ./my-reward-model      a directory that save_pretrained wrote
+  spatialscore inspect owner/model --json     a checkpoint of the hub, for a script
+
+Exit codes:
+  0   it can be served
+  1   it cannot; the last lines say why")]
+pub struct Arguments {
+    /// spatialscore-mini (built in), a directory, or a hub id (owner/model).
+    #[arg(value_name = "NAME", default_value = BUILT_IN_NAME)]
+    checkpoint: String,
+    /// The branch, tag or commit of a hub id.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Stands in place of the checkpoint's reward_config.json.
+    #[arg(long, value_name = "FILE")]
+    reward_config: Option<PathBuf>,
+    /// Read the headers only: weights that are not finite go unseen.
+    #[arg(long)]
+    headers_only: bool,
+    /// Write one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What there is to say of a checkpoint.
+#[derive(Debug, Serialize)]
+struct Report {
+    name: String,
+    revision: String,
+    architecture: String,
+    positions: Positions,
+    reward_token: RewardToken,
+    output: Output,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<String>,
+    parameters: i64,
+    vocabulary: i64,
+    bytes_on_disk: u64,
+    formats_on_disk: Vec<String>,
+    adapted_weights: usize,
+    skipped: Vec<String>,
+    memory_bytes: Vec<(&'static str, i64)>,
+    /// What square pictures cost with a prompt of the paper's usual length.
+    pictures: Vec<PictureCost>,
+    faults: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct PictureCost {
+    side: u32,
+    tokens: usize,
+    visual_tokens: usize,
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let report = match examine(&arguments) {
+        Ok(report) => report,
+        Err(error) => return fail(1, &format!("{}: {error}", arguments.checkpoint)),
+    };
+    let written = if arguments.json {
+        serde_json::to_writer_pretty(io::stdout(), &report).map_err(io::Error::from)
+    } else {
+        report.write(&mut io::stdout().lock())
+    };
+    match written {
+        Err(error) => fail(1, &error),
+        Ok(()) if report.faults.is_empty() => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+    }
+}
+
+fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
+    let files = CheckpointFiles::open(
+        &arguments.checkpoint,
+        arguments.revision.as_deref(),
+        arguments.reward_config.as_deref(),
+    )?;
+    let Blueprint { config, reward, weights, faults } = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
+    let inventory = weights.inventory();
+    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    if !arguments.headers_only {
+        let style = ProgressStyle::with_template("reading {bytes}/{total_bytes} {wide_bar} {eta}");
+        let bar = ProgressBar::new(inventory.bytes());
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bad = inventory.non_finite(|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        faults.extend(bad.iter().map(ToString::to_string));
+    }
+    let pictures = costs(&files, &reward, &config).unwrap_or_else(|error| {
+        faults.push(error.to_string());
+        Vec::new()
+    });
+    let parameters = inventory.parameters();
+    Ok(Report {
+        name: files.name().to_owned(),
+        revision: files.revision()?,
+        architecture: architecture(&config),
+        positions: reward.positions,
+        reward_token: reward.reward_token,
+        output: reward.output,
+        notice: reward.notice,
+        parameters,
+        vocabulary: inventory
+            .shape("language_model.embed_tokens.weight")
+            .and_then(|shape| shape.first().copied())
+            .unwrap_or_default(),
+        bytes_on_disk: inventory.bytes(),
+        formats_on_disk: inventory.kinds().into_iter().collect(),
+        adapted_weights: weights.adapted(),
+        skipped: inventory.skipped.clone(),
+        memory_bytes: vec![("float32", 4 * parameters), ("bfloat16 or float16", 2 * parameters)],
+        pictures,
+        faults,
+    })
+}
+
+/// What square pictures cost, through the real processor.
+fn costs(
+    files: &CheckpointFiles,
+    reward: &RewardConfig,
+    config: &Config,
+) -> Result<Vec<PictureCost>, CheckpointError> {
+    let limits =
+        ProcessorLimits { max_prompt_bytes: 8192, max_image_pixels: u64::MAX, max_item_tokens: usize::MAX };
+    let processor = Processor::load(files, reward, limits)?;
+    let cost = |side: u32| {
+        let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
+        let draft = processor
+            .admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 })
+            .map_err(|e| CheckpointError::invalid("preprocessor_config.json", e.to_string()))?;
+        let visual_tokens = draft.count(config.image_token_id);
+        Ok(PictureCost { side, tokens: draft.tokens(), visual_tokens })
+    };
+    SIDES.into_iter().map(cost).collect()
+}
+
+fn architecture(config: &Config) -> String {
+    let (v, t) = (&config.vision, &config.text);
+    format!(
+        "qwen2_5_vl: vision {} blocks of {} ({} heads, windows of {} px, whole pictures in {:?}), decoder {} layers \
+         of {} ({} heads on {})",
+        v.depth,
+        v.hidden_size,
+        v.num_heads,
+        v.window_size,
+        v.fullatt_block_indexes,
+        t.num_hidden_layers,
+        t.hidden_size,
+        t.num_attention_heads,
+        t.key_value_heads(),
+    )
+}
+
+impl Report {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mib = |bytes: f64| format!("{:.1} MiB", bytes / f64::from(1 << 20));
+        writeln!(out, "{}  {}", self.name, self.revision)?;
+        if let Some(notice) = &self.notice {
+            writeln!(out, "  NOTE          {notice}")?;
+        }
+        writeln!(out, "  architecture  {}", self.architecture)?;
+        writeln!(
+            out,
+            "  reward        {:?}, read at the {:?} token, positions {:?}",
+            self.output, self.reward_token, self.positions
+        )?;
+        writeln!(out, "  parameters    {}, vocabulary of {} rows", self.parameters, self.vocabulary)?;
+        let formats = self.formats_on_disk.join(", ");
+        writeln!(out, "  on disk       {} in {formats}", mib(self.bytes_on_disk as f64))?;
+        if self.adapted_weights > 0 {
+            writeln!(out, "  LoRA          merged into {} weights at load", self.adapted_weights)?;
+        }
+        if !self.skipped.is_empty() {
+            writeln!(out, "  never needed  {}", self.skipped.join(", "))?;
+        }
+        for (format, bytes) in &self.memory_bytes {
+            writeln!(out, "  in memory     {} in {format}", mib(*bytes as f64))?;
+        }
+        for PictureCost { side, tokens, visual_tokens } in &self.pictures {
+            writeln!(
+                out,
+                "  {:<12}  {tokens} tokens, {visual_tokens} of them visual",
+                format!("{side}x{side}")
+            )?;
+        }
+        match self.faults.len() {
+            0 => writeln!(out, "It can be served."),
+            count => {
+                writeln!(out, "It cannot be served; {count} faults:")?;
+                self.faults.iter().try_for_each(|fault| writeln!(out, "  {fault}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! `spatialscore score`: the shell's client of a server.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::manifest::{self, Entry, Rows};
+use super::report::{Format, Report, Row};
+use super::{USAGE, fail};
+use crate::proto;
+use crate::proto::spatial_score_service_client::SpatialScoreServiceClient;
+
+/// Pictures that are read ahead of the connection.
+const READ_AHEAD: usize = 4;
+/// Room for the parts of a message that are not the picture or the prompt.
+const MESSAGE_OVERHEAD: usize = 1024;
+/// The pause between two attempts to reach a server that is not up yet.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+
+/// Score pictures on a running server.
+///
+/// Give one prompt and its pictures, or a manifest of many. Pictures are PNG, JPEG or WebP files. Results come in
+/// the order of the input, as they are ready; a manifest may be of any length.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Manifests:
+  FILE.csv has a header; FILE.jsonl has one JSON object a line. Both have the columns
+    prompt   what the picture should show
+    image    the picture's path; a relative one is found from the manifest's folder
+    id       a name of your own, given back with the result (optional)
+  as in
+    prompt,image,id
+    \"a cup to the left of a plate\",cup.png,first
+  or
+    {\"prompt\": \"a cup to the left of a plate\", \"image\": \"cup.png\", \"id\": \"first\"}
+
+Output:
+  table   a line for each picture; where there is no score, the next line says why
+  json    one object a line: id, image, prompt, mean and stddev, or error
+  csv     a header, then id,image,prompt,mean,stddev,error
+  Higher means are better; their scale is the checkpoint's own, and they are often negative.
+
+Examples:
+  spatialscore score --prompt \"a cup to the left of a plate\" a.png b.jpg
+  spatialscore score --manifest pictures.csv --format csv > scores.csv
+  spatialscore score --server http://10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
+
+Exit codes:
+  0   every picture has a score
+  1   one or more have none, or the server could not be reached
+  64  the command line is wrong")]
+pub struct Arguments {
+    /// The server.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    server: Endpoint,
+    /// The prompt of all the pictures.
+    #[arg(long, required_unless_present = "manifest", conflicts_with = "manifest")]
+    prompt: Option<String>,
+    /// A CSV or JSON lines file of prompts and pictures.
+    #[arg(long, value_name = "FILE", conflicts_with = "images")]
+    manifest: Option<PathBuf>,
+    /// How results are written.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Seconds to wait for each next answer before giving up.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Seconds to wait for a server that is not up yet, or still loads its model.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait: u64,
+    /// The pictures.
+    #[arg(value_name = "IMAGE", required_unless_present = "manifest")]
+    images: Vec<PathBuf>,
+}
+
+/// Why scoring ended early.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{}: {}", crate::service::code_name(.0.code()), .0.message())]
+    Status(Status),
+    #[error("no answer within {0} s")]
+    Timeout(u64),
+    #[error("the server ended the stream with {0} items unanswered")]
+    Cut(usize),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let (rows, count): (Rows, Option<u64>) = match (&arguments.manifest, &arguments.prompt) {
+        (Some(path), _) => match manifest::open(path) {
+            Ok(rows) => (rows, None),
+            Err(error) => return fail(USAGE, &error),
+        },
+        (None, prompt) => {
+            let prompt = prompt.clone().unwrap_or_default();
+            let entry = move |image| Ok(Entry { id: None, prompt: prompt.clone(), image });
+            let images = arguments.images.clone();
+            let count = images.len() as u64;
+            (Box::new(images.into_iter().map(entry)), Some(count))
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    let scored = runtime.block_on(score(&arguments, rows, count));
+    // The thread that reads pictures may still wait for a connection that is gone.
+    runtime.shutdown_background();
+    match scored {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(failed) => fail(1, &format!("{failed} without a score")),
+        Err(error) => fail(1, &error),
+    }
+}
+
+/// Scores the rows and writes the results; returns how many have no score.
+async fn score(arguments: &Arguments, rows: Rows, count: Option<u64>) -> Result<u64, Failure> {
+    let (mut client, model) = connect(arguments).await?;
+    let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
+    let mut report = Report::begin(arguments.format, io::stdout(), &model)?;
+    let bar = progress_bar(count);
+
+    let (entries, mut read) = mpsc::channel(READ_AHEAD);
+    let (requests, outgoing) = mpsc::channel(READ_AHEAD);
+    tokio::task::spawn_blocking(move || read_all(rows, most, &entries, &requests));
+    let mut answers = client.score_stream(ReceiverStream::new(outgoing)).await?.into_inner();
+
+    let mut ordered = Ordered::default();
+    let mut failed = 0;
+    let (mut reading, mut answering) = (true, true);
+    while reading || (answering && !ordered.is_empty()) {
+        tokio::select! {
+            entry = read.recv(), if reading => match entry {
+                Some((row, local)) => ordered.expect(row, local),
+                None => reading = false,
+            },
+            answer = next(&mut answers, arguments.timeout), if answering => match answer? {
+                Some(answer) => ordered.answer(answer),
+                None => answering = false,
+            },
+        }
+        while let Some(row) = ordered.pop() {
+            failed += u64::from(row.error.is_some());
+            bar.suspend(|| report.row(&row))?;
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    if ordered.is_empty() { Ok(failed) } else { Err(Failure::Cut(ordered.waiting.len())) }
+}
+
+async fn next(
+    answers: &mut Streaming<proto::ScoreStreamResponse>,
+    seconds: u64,
+) -> Result<Option<proto::ScoreStreamResponse>, Failure> {
+    let answer = timeout(Duration::from_secs(seconds), answers.message()).await;
+    Ok(answer.map_err(|_| Failure::Timeout(seconds))??)
+}
+
+/// Reaches the server and asks what it serves, again and again within `--wait`.
+async fn connect(
+    arguments: &Arguments,
+) -> Result<(SpatialScoreServiceClient<Channel>, proto::GetModelResponse), Failure> {
+    let until = Instant::now() + Duration::from_secs(arguments.wait);
+    let mut client = SpatialScoreServiceClient::new(arguments.server.connect_lazy());
+    loop {
+        let model =
+            timeout(Duration::from_secs(arguments.timeout), client.get_model(proto::GetModelRequest {}));
+        match model.await.map_err(|_| Failure::Timeout(arguments.timeout))? {
+            Ok(model) => return Ok((client, model.into_inner())),
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
+                sleep(RETRY_EVERY).await;
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }
+}
+
+type Expected = (Row, Option<String>);
+
+/// Reads rows and pictures one by one; each row is announced, and sent where it can be. Blocks where the server is
+/// slower, so that only a few pictures are in memory at a time.
+fn read_all(
+    rows: Rows,
+    most: usize,
+    entries: &mpsc::Sender<Expected>,
+    requests: &mpsc::Sender<proto::ScoreStreamRequest>,
+) {
+    for (index, row) in rows.enumerate() {
+        let (row, request) = match row {
+            Ok(entry) => {
+                let request = request(index, &entry, most);
+                (new_row(entry), request)
+            }
+            Err(error) => {
+                (new_row(Entry { id: None, prompt: String::new(), image: PathBuf::new() }), Err(error))
+            }
+        };
+        let (request, local) = match request {
+            Ok(request) => (Some(request), None),
+            Err(error) => (None, Some(error)),
+        };
+        let announced = entries.blocking_send((row, local)).is_ok();
+        // Closed channels are a stream that ended; its reader says why.
+        if !announced || request.is_some_and(|request| requests.blocking_send(request).is_err()) {
+            return;
+        }
+    }
+}
+
+fn request(index: usize, entry: &Entry, most: usize) -> Result<proto::ScoreStreamRequest, String> {
+    let bytes = std::fs::read(&entry.image).map_err(|error| error.to_string())?;
+    if bytes.len() + entry.prompt.len() + MESSAGE_OVERHEAD > most {
+        return Err(format!("has {} bytes; the server takes messages of {most}", bytes.len()));
+    }
+    let source = proto::image::Source::Encoded(bytes.into());
+    let image = Some(proto::Image { source: Some(source) });
+    let item = proto::ScoreItem { prompt: Some(entry.prompt.clone()), image };
+    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item) })
+}
+
+fn new_row(Entry { id, prompt, image }: Entry) -> Row {
+    Row { id, image: image.display().to_string(), prompt, mean: None, stddev: None, error: None }
+}
+
+/// Puts answers back into the order of the input.
+#[derive(Default)]
+struct Ordered {
+    /// Announced and not yet written, with what is known already.
+    waiting: VecDeque<(Row, bool)>,
+    /// The index of the first of them.
+    first: usize,
+    /// Answers that came before their row was announced.
+    early: HashMap<usize, proto::ScoreStreamResponse>,
+}
+
+impl Ordered {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn expect(&mut self, mut row: Row, local: Option<String>) {
+        let index = self.first + self.waiting.len();
+        let known = local.is_some();
+        row.error = local;
+        self.waiting.push_back((row, known));
+        if let Some(answer) = self.early.remove(&index) {
+            self.answer(answer);
+        }
+    }
+
+    fn answer(&mut self, answer: proto::ScoreStreamResponse) {
+        use proto::score_result::Outcome;
+        let Some(index) = answer.id.parse::<usize>().ok().filter(|&index| index >= self.first) else {
+            return;
+        };
+        let Some((row, known)) = self.waiting.get_mut(index - self.first) else {
+            self.early.insert(index, answer);
+            return;
+        };
+        *known = true;
+        match answer.result.and_then(|result| result.outcome) {
+            Some(Outcome::Score(score)) => (row.mean, row.stddev) = (Some(score.mean), score.stddev),
+            Some(Outcome::Error(error)) => {
+                row.error =
+                    Some(format!("{}: {}", crate::service::code_name(error.code.into()), error.message));
+            }
+            None => row.error = Some("the server answered neither a score nor an error".into()),
+        }
+    }
+
+    /// The next row, once it is known.
+    fn pop(&mut self) -> Option<Row> {
+        if !self.waiting.front()?.1 {
+            return None;
+        }
+        self.first += 1;
+        self.waiting.pop_front().map(|(row, _)| row)
+    }
+}
+
+/// Drawn on a terminal, and nowhere else.
+fn progress_bar(count: Option<u64>) -> ProgressBar {
+    let bar = count.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    let template =
+        if count.is_some() { "{bar:40} {pos}/{len} {per_sec} {eta}" } else { "{spinner} {pos} {per_sec}" };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

@@ -1,0 +1,184 @@
+//! `spatialscore serve`: settings, logs, signals; the rest is [`server`].
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{USAGE, fail};
+use crate::config::{Settings, Sources};
+use crate::server::{self, Listeners};
+use crate::telemetry;
+
+/// What a process ends with that a second signal stopped: 128 and the number of SIGTERM.
+const STOPPED: i32 = 143;
+
+/// Serve a reward model over gRPC.
+///
+/// Listens at once, loads the checkpoint, runs it once, and serves. Health checks (grpc.health.v1) say NOT_SERVING
+/// until then. SIGTERM or SIGINT ends it: what was accepted is answered first, within the drain timeout; a second
+/// signal ends it at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Settings:
+  Every flag above stands for a setting, named behind it. Each setting is read from the defaults,
+  then the file, then the environment, then the flags; the last one wins. All of them, with units
+  and ranges, stand in spatialscore.example.toml, which --print-settings writes out.
+  Environment: SPATIALSCORE__SECTION__KEY, as in SPATIALSCORE__QUEUE__MAX_ITEMS=512.
+
+Examples:
+  spatialscore serve
+      The built-in checkpoint on the loopback address, on CUDA where there is a device.
+  spatialscore serve --checkpoint ./my-reward-model --device cuda:0,cuda:1
+      A directory that save_pretrained wrote, one worker on each of two devices.
+  spatialscore serve --checkpoint owner/model --revision main --listen 0.0.0.0:50051 --allow-anonymous
+      A checkpoint of the hub, for every machine that can reach this one.
+  spatialscore serve --config server.toml --set queue.max_items=512
+      A file, and one setting over it.
+
+Exit codes:
+  0   told to stop, and everything accepted was answered or refused
+  1   the checkpoint cannot be served, or an address is taken
+  64  the settings are wrong; all that is wrong with them is told at once
+  143 stopped by a second signal")]
+pub struct Arguments {
+    /// A TOML file of settings.
+    #[arg(long, value_name = "FILE", env = "SPATIALSCORE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where gRPC listens [server.listen; default: 127.0.0.1:50051].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Let anyone who reaches the address call: needed where it is not a loopback address [server.allow_anonymous].
+    #[arg(long)]
+    allow_anonymous: bool,
+    /// Where Prometheus reads, empty for off [metrics.listen; default: 127.0.0.1:9464].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<String>,
+    /// spatialscore-mini (built in), a directory, or a hub id (owner/model) [model.checkpoint].
+    #[arg(long, value_name = "NAME")]
+    checkpoint: Option<String>,
+    /// The branch, tag or commit of a hub id [model.revision; default: main].
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Stands in place of the checkpoint's reward_config.json [model.reward_config].
+    #[arg(long, value_name = "FILE")]
+    reward_config: Option<String>,
+    /// auto, cpu, or cuda:N, several separated by commas [model.device; default: auto].
+    #[arg(long, value_name = "DEVICES")]
+    device: Option<String>,
+    /// auto, float32, bfloat16 or float16 [model.dtype; default: auto].
+    #[arg(long, value_name = "FORMAT")]
+    dtype: Option<String>,
+    /// Threads of a forward on the CPU, 0 for one per core [model.threads; default: 0].
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Seconds for answering what was accepted [server.drain_timeout_seconds; default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    drain_timeout: Option<String>,
+    /// error, warn, info, debug or trace [log.level; default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json [log.format; default: text].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Any setting; may be given several times.
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = name_and_value)]
+    set: Vec<(String, String)>,
+    /// Write spatialscore.example.toml, which documents every setting, and end.
+    #[arg(long)]
+    print_settings: bool,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be SECTION.KEY=VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl Arguments {
+    fn sources(self) -> Sources {
+        let named = [
+            ("server.listen", self.listen),
+            ("server.allow_anonymous", self.allow_anonymous.then(|| "true".to_owned())),
+            ("server.drain_timeout_seconds", self.drain_timeout),
+            ("metrics.listen", self.metrics_listen),
+            ("model.checkpoint", self.checkpoint),
+            ("model.revision", self.revision),
+            ("model.reward_config", self.reward_config),
+            ("model.device", self.device),
+            ("model.dtype", self.dtype),
+            ("model.threads", self.threads),
+            ("log.level", self.log_level),
+            ("log.format", self.log_format),
+        ];
+        let named = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        // A variable that is not Unicode can name no setting.
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let environment: HashMap<String, String> = std::env::vars_os().filter_map(text).collect();
+        Sources { file: self.config, environment, flags: named.chain(self.set).collect() }
+    }
+}
+
+/// Runs the command.
+pub fn run(arguments: Arguments) -> ExitCode {
+    if arguments.print_settings {
+        print!("{}", crate::config::EXAMPLE);
+        return ExitCode::SUCCESS;
+    }
+    let settings = match Settings::load(&arguments.sources()) {
+        Ok(settings) => settings,
+        Err(faults) => return fail(USAGE, &format!("these settings are wrong:\n{faults}")),
+    };
+    if let Err(error) = telemetry::init_log(&settings.log) {
+        return fail(USAGE, &format!("RUST_LOG: {error}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &error),
+    };
+    let ended = runtime.block_on(serve(settings));
+    // Nothing that is left, such as a health watcher's connection, is worth waiting for.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &*error),
+    }
+}
+
+async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
+    tracing::debug!(?settings, "the settings");
+    let shutdown = shutdown()?;
+    let metrics = telemetry::init_metrics()?;
+    let listeners = Listeners::bind(&settings).await?;
+    let at = |listener: &tokio::net::TcpListener| listener.local_addr().map(|address| address.to_string());
+    tracing::info!(address = at(&listeners.grpc)?, "gRPC listens");
+    if let Some(listener) = &listeners.metrics {
+        tracing::info!(url = format!("http://{}/metrics", at(listener)?), "metrics");
+    }
+    Ok(server::run(settings, listeners, Some(metrics), shutdown).await?)
+}
+
+/// Ends at the first SIGTERM or SIGINT; from then on another one ends the process.
+fn shutdown() -> io::Result<impl Future<Output = ()>> {
+    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    Ok(async move {
+        first(&mut signals).await;
+        tokio::spawn(async move {
+            first(&mut signals).await;
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(STOPPED);
+        });
+    })
+}
+
+async fn first([terminate, interrupt]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

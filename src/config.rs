@@ -1,0 +1,551 @@
+//! The settings: defaults < file < environment < flags, checked once at start.
+//!
+//! The defaults are `spatialscore.example.toml` itself, so the documentation of a setting cannot drift from it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Display};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
+
+use crate::device::{Devices, Dtype};
+use crate::scheduler::{BatchBudget, Capacity};
+
+/// The example file, which holds the default of every setting.
+pub const EXAMPLE: &str = include_str!("../spatialscore.example.toml");
+
+/// A token count that no setting may exceed.
+const MOST_TOKENS: usize = 1 << 30;
+/// Where a value came from, as the `config` crate calls the environment, and as we call a flag.
+const ENVIRONMENT: &str = "the environment";
+const FLAG: &str = "a flag";
+/// How an address is written.
+const ADDRESS: &str = "an address and a port, as in 127.0.0.1:";
+
+/// The settings of a server, checked. Each is described in `spatialscore.example.toml`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The gRPC server.
+    pub server: ServerSettings,
+    /// The model and where it runs.
+    pub model: ModelSettings,
+    /// Threads that decode, resize and tokenise; `None`: one per core.
+    pub processor_threads: Option<usize>,
+    /// What may wait.
+    pub queue: Capacity,
+    /// What one forward may hold.
+    pub batch: BatchBudget,
+    /// What a caller must keep.
+    pub limits: Limits,
+    /// The log.
+    pub log: LogSettings,
+    /// Where metrics are read; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// Section `[server]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSettings {
+    /// Where the service listens.
+    pub listen: SocketAddr,
+    /// The time for answering what was accepted once the server was told to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Section `[model]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSettings {
+    /// Built in, a directory or a hub id.
+    pub checkpoint: String,
+    /// The revision of a hub id.
+    pub revision: Option<String>,
+    /// What stands in place of the checkpoint's `reward_config.json`.
+    pub reward_config: Option<PathBuf>,
+    /// Where it runs.
+    pub device: Devices,
+    /// Its number format.
+    pub dtype: Dtype,
+    /// Threads of a forward on the CPU; `None`: one per core.
+    pub threads: Option<usize>,
+}
+
+/// Section `[limits]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Items of one request.
+    pub max_items_per_request: usize,
+    /// Items of one stream that are read and not yet answered.
+    pub max_stream_items: usize,
+    /// Bytes of one message, compressed or not.
+    pub max_message_bytes: usize,
+    /// Bytes of a prompt.
+    pub max_prompt_bytes: usize,
+    /// Pixels of a picture before it is resized.
+    pub max_image_pixels: u64,
+    /// Tokens of one item.
+    pub max_item_tokens: usize,
+}
+
+/// Section `[log]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogSettings {
+    /// The least grave lines that are logged.
+    pub level: tracing::Level,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the settings are read from, beside the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// A TOML file.
+    pub file: Option<PathBuf>,
+    /// The environment, of which `SPATIALSCORE__SECTION__KEY` count.
+    pub environment: HashMap<String, String>,
+    /// `section.key` and its value, from the flags.
+    pub flags: Vec<(String, String)>,
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{}", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct InvalidSettings(pub Vec<Fault>);
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// The setting, or the source that could not be read.
+    pub name: String,
+    /// The value and where it was given.
+    pub given: Option<(String, String)>,
+    /// What would be right.
+    pub problem: String,
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.given {
+            Some((value, origin)) => write!(f, "{} = {value:?} ({origin}): {}", self.name, self.problem),
+            None => write!(f, "{}: {}", self.name, self.problem),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// Every fault at once, so that one start shows them all.
+    pub fn load(sources: &Sources) -> Result<Self, InvalidSettings> {
+        let mut reader = Reader::default();
+        reader.collect(sources);
+        let settings = Self::read(&mut reader);
+        reader.refuse_unknown();
+        if reader.faults.is_empty() { Ok(settings) } else { Err(InvalidSettings(reader.faults)) }
+    }
+
+    fn read(r: &mut Reader) -> Self {
+        let settings = Self {
+            server: ServerSettings {
+                listen: r.address("server.listen", 50051),
+                drain_timeout: Duration::from_secs(r.number("server.drain_timeout_seconds", 0..=86400)),
+            },
+            model: ModelSettings {
+                checkpoint: r.text("model.checkpoint"),
+                revision: Some(r.text("model.revision")).filter(|s| !s.is_empty()),
+                reward_config: Some(r.text("model.reward_config"))
+                    .filter(|s| !s.is_empty())
+                    .map(PathBuf::from),
+                device: r.parse("model.device", Devices::FORMS, Devices::Auto),
+                dtype: r.parse("model.dtype", Dtype::FORMS, Dtype::Auto),
+                threads: r.threads("model.threads"),
+            },
+            processor_threads: r.threads("processor.threads"),
+            queue: Capacity {
+                tokens: r.number("queue.max_tokens", 1..=MOST_TOKENS),
+                items: r.number("queue.max_items", 1..=1 << 20),
+            },
+            batch: BatchBudget {
+                tokens: r.number("batch.max_tokens", 1..=MOST_TOKENS),
+                items: r.number("batch.max_items", 1..=1 << 16),
+            },
+            limits: Limits {
+                max_items_per_request: r.number("limits.max_items_per_request", 1..=1 << 16),
+                max_stream_items: r.number("limits.max_stream_items", 1..=1 << 16),
+                max_message_bytes: r.number("limits.max_message_bytes", 1024..=1 << 30),
+                max_prompt_bytes: r.number("limits.max_prompt_bytes", 1..=1 << 20),
+                max_image_pixels: r.number("limits.max_image_pixels", 1..=1 << 32),
+                max_item_tokens: r.number("limits.max_item_tokens", 1..=MOST_TOKENS),
+            },
+            log: LogSettings {
+                level: r.parse("log.level", "error, warn, info, debug or trace", tracing::Level::INFO),
+                format: r.parse("log.format", "text or json", LogFormat::Text),
+            },
+            metrics_listen: r.optional_address("metrics.listen", 9464),
+        };
+        settings.check_together(r);
+        settings
+    }
+
+    /// What no setting can be wrong in alone.
+    fn check_together(&self, r: &mut Reader) {
+        r.at_most("batch.max_tokens", self.batch.tokens, "queue.max_tokens", self.queue.tokens);
+        r.at_most("batch.max_items", self.batch.items, "queue.max_items", self.queue.items);
+        let limits = &self.limits;
+        let per_request = "limits.max_items_per_request";
+        r.at_most(per_request, limits.max_items_per_request, "queue.max_items", self.queue.items);
+        r.at_most("limits.max_item_tokens", limits.max_item_tokens, "queue.max_tokens", self.queue.tokens);
+        let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
+        if !self.server.listen.ip().is_loopback() && !anonymous {
+            r.fault(
+                "server.listen",
+                "other machines can reach this address, and the server has no authentication yet: take a loopback \
+                 address such as 127.0.0.1, or say --allow-anonymous (server.allow_anonymous = true)",
+            );
+        }
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Reads settings by name and notes what is wrong with them.
+///
+/// A faulty setting reads as some value of its type; no one sees it, since one fault refuses the settings whole.
+#[derive(Default)]
+struct Reader {
+    /// The file as its user named it.
+    file: String,
+    values: BTreeMap<String, Value>,
+    /// The names that were asked for: all the settings there are.
+    known: Vec<&'static str>,
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    /// Merges the sources. One that cannot be read is a fault, and the others are still checked.
+    fn collect(&mut self, sources: &Sources) {
+        let mut builder = Config::builder().add_source(File::from_str(EXAMPLE, FileFormat::Toml));
+        if let Some(path) = &sources.file {
+            let file = File::from(path.as_path()).format(FileFormat::Toml);
+            self.file = path.display().to_string();
+            match file.collect() {
+                Ok(_) => builder = builder.add_source(file),
+                Err(error) => self.source_fault(self.file.clone(), error.to_string()),
+            }
+        }
+        builder = builder.add_source(
+            Environment::with_prefix("SPATIALSCORE")
+                .prefix_separator("__")
+                .separator("__")
+                .source(Some(sources.environment.clone())),
+        );
+        for (name, value) in &sources.flags {
+            let value = Value::new(Some(&FLAG.to_owned()), value.as_str());
+            match builder.clone().set_override(name, value) {
+                Ok(with) => builder = with,
+                Err(error) => self.source_fault(name.clone(), error.to_string()),
+            }
+        }
+        match builder.build().and_then(|config| config.collect()) {
+            Ok(values) => flatten("", values, &mut self.values),
+            Err(error) => self.source_fault("settings".into(), error.to_string()),
+        }
+    }
+
+    fn source_fault(&mut self, name: String, problem: String) {
+        self.faults.push(Fault { name, given: None, problem });
+    }
+
+    fn fault(&mut self, name: &str, problem: impl Into<String>) {
+        let given = self.values.get(name).map(|value| {
+            let origin = match value.origin() {
+                None => "the defaults",
+                Some(origin @ (ENVIRONMENT | FLAG)) => origin,
+                Some(_) => &self.file,
+            };
+            (value.kind.to_string(), format!("from {origin}"))
+        });
+        self.faults.push(Fault { name: name.to_owned(), given, problem: problem.into() });
+    }
+
+    fn is_faulty(&self, name: &str) -> bool {
+        self.faults.iter().any(|fault| fault.name == name)
+    }
+
+    /// The setting's text, whatever type the source gave it.
+    fn text(&mut self, name: &'static str) -> String {
+        self.known.push(name);
+        match self.values.get(name).map(|value| &value.kind) {
+            Some(ValueKind::Nil | ValueKind::Table(_) | ValueKind::Array(_)) => {
+                self.fault(name, "must be a single value");
+                String::new()
+            }
+            Some(kind) => kind.to_string(),
+            None => {
+                self.fault(name, "is missing: its section was given as a single value");
+                String::new()
+            }
+        }
+    }
+
+    fn parse<T: FromStr>(&mut self, name: &'static str, forms: &str, otherwise: T) -> T {
+        let text = self.text(name);
+        text.parse().unwrap_or_else(|_| {
+            if !self.is_faulty(name) {
+                self.fault(name, format!("must be {forms}"));
+            }
+            otherwise
+        })
+    }
+
+    fn number<T>(&mut self, name: &'static str, range: RangeInclusive<T>) -> T
+    where
+        T: FromStr + PartialOrd + Copy + Display,
+    {
+        let (least, most) = (*range.start(), *range.end());
+        let forms = format!("{least} to {most}");
+        let number = self.parse(name, &forms, least);
+        if !range.contains(&number) {
+            self.fault(name, format!("must be {forms}"));
+        }
+        number
+    }
+
+    /// A number of threads, of which 0 stands for one per core.
+    fn threads(&mut self, name: &'static str) -> Option<usize> {
+        Some(self.number(name, 0..=1024)).filter(|&threads| threads > 0)
+    }
+
+    fn address(&mut self, name: &'static str, port: u16) -> SocketAddr {
+        self.parse(name, &format!("{ADDRESS}{port}"), (Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    fn optional_address(&mut self, name: &'static str, port: u16) -> Option<SocketAddr> {
+        let off = self.values.get(name).is_some_and(|value| value.kind.to_string().is_empty());
+        if off {
+            self.text(name);
+            return None;
+        }
+        Some(self.parse(name, &format!("{ADDRESS}{port}; empty for off"), (Ipv4Addr::LOCALHOST, port).into()))
+    }
+
+    fn at_most(&mut self, name: &str, value: usize, bound: &str, most: usize) {
+        if value > most && !self.is_faulty(name) && !self.is_faulty(bound) {
+            self.fault(name, format!("must be at most {bound}, which is {most}"));
+        }
+    }
+
+    fn refuse_unknown(&mut self) {
+        let unknown: Vec<String> =
+            self.values.keys().filter(|name| !self.known.contains(&name.as_str())).cloned().collect();
+        for name in unknown {
+            let section = name.split_once('.').map_or("", |(section, _)| section);
+            let siblings: Vec<&str> = self
+                .known
+                .iter()
+                .filter(|known| known.split_once('.').is_some_and(|(s, _)| s == section))
+                .copied()
+                .collect();
+            let problem = if siblings.is_empty() {
+                "there is no such setting; `spatialscore serve --help` says where all are listed".to_owned()
+            } else {
+                format!("there is no such setting; this section has {}", siblings.join(", "))
+            };
+            self.fault(&name, problem);
+        }
+    }
+}
+
+/// Dotted names in place of nested tables.
+fn flatten(prefix: &str, values: HashMap<String, Value>, into: &mut BTreeMap<String, Value>) {
+    for (key, value) in values {
+        let name = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+        match value.kind {
+            ValueKind::Table(table) => flatten(&name, table, into),
+            _ => {
+                into.insert(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(flags: &[(&str, &str)]) -> Result<Settings, InvalidSettings> {
+        let flags = flags.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Settings::load(&Sources { flags, ..Sources::default() })
+    }
+
+    fn names() -> Vec<&'static str> {
+        let mut reader = Reader::default();
+        reader.collect(&Sources::default());
+        Settings::read(&mut reader);
+        assert_eq!(reader.faults, []);
+        reader.known
+    }
+
+    #[test]
+    fn example_file_is_the_defaults_and_names_every_setting() {
+        let defaults = load(&[]).unwrap();
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), EXAMPLE).unwrap();
+        let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+        assert_eq!(Settings::load(&sources).unwrap(), defaults);
+
+        assert_eq!(defaults.server.listen, "127.0.0.1:50051".parse().unwrap());
+        assert_eq!(defaults.metrics_listen, Some("127.0.0.1:9464".parse().unwrap()));
+        assert_eq!(defaults.model.checkpoint, "spatialscore-mini");
+        assert_eq!(defaults.limits.max_prompt_bytes, 8192);
+        assert_eq!(defaults.limits.max_message_bytes, 64 << 20);
+
+        let mut in_file = BTreeMap::new();
+        let values = Config::builder().add_source(File::from_str(EXAMPLE, FileFormat::Toml)).build().unwrap();
+        flatten("", values.collect().unwrap(), &mut in_file);
+        let mut known = names();
+        known.sort_unstable();
+        assert_eq!(in_file.keys().map(String::as_str).collect::<Vec<_>>(), known);
+    }
+
+    /// The range that a refusal names is the range that the file documents.
+    #[test]
+    fn example_file_documents_the_ranges() {
+        for name in names() {
+            let comment = comment_of(name);
+            assert!(!comment.is_empty(), "{name} has no comment");
+            if let Err(InvalidSettings(faults)) = load(&[(name, "?")]) {
+                let range = faults[0].problem.strip_prefix("must be ").unwrap();
+                assert!(comment.contains(range), "{name}: {range:?} is not in {comment:?}");
+            }
+        }
+    }
+
+    /// The comment above a setting in the example file.
+    fn comment_of(name: &str) -> String {
+        let (section, key) = name.split_once('.').unwrap();
+        let (_, body) = EXAMPLE.split_once(&format!("[{section}]\n")).unwrap();
+        let mut comment = String::new();
+        for line in body.lines() {
+            match line.strip_prefix("# ") {
+                Some(text) => comment += text,
+                None if line.starts_with(&format!("{key} = ")) => return comment,
+                None => comment.clear(),
+            }
+        }
+        panic!("{name} is not in the file");
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(
+            file.path(),
+            "[queue]\nmax_items = 1000\n[batch]\nmax_items = 10\n[model]\nthreads = 3\n",
+        )
+        .unwrap();
+        let environment =
+            [("SPATIALSCORE__QUEUE__MAX_ITEMS", "2000"), ("SPATIALSCORE__BATCH__MAX_ITEMS", "20")];
+        let settings = Settings::load(&Sources {
+            file: Some(file.path().to_owned()),
+            environment: environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            flags: vec![("batch.max_items".into(), "30".into())],
+        })
+        .unwrap();
+        assert_eq!((settings.model.threads, settings.queue.items, settings.batch.items), (Some(3), 2000, 30));
+    }
+
+    #[test]
+    fn every_fault_is_told_with_name_value_origin_and_range() {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(
+            file.path(),
+            "[queue]\nmax_items = 0\nmax_itmes = 5\n[limits]\nmax_item_tokens = 1.5\n",
+        )
+        .unwrap();
+        let InvalidSettings(faults) = Settings::load(&Sources {
+            file: Some(file.path().to_owned()),
+            environment: [("SPATIALSCORE__LOG__FORMAT".to_owned(), "xml".to_owned())].into(),
+            flags: vec![
+                ("server.listen".into(), "0.0.0.0:1".into()),
+                ("batch.max_tokens".into(), "300000".into()),
+                ("nonsense".into(), "1".into()),
+            ],
+        })
+        .unwrap_err();
+        let path = file.path().display();
+        let text: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text[..4],
+            [
+                format!("queue.max_items = \"0\" (from {path}): must be 1 to 1048576"),
+                format!("limits.max_item_tokens = \"1.5\" (from {path}): must be 1 to 1073741824"),
+                "log.format = \"xml\" (from the environment): must be text or json".into(),
+                "batch.max_tokens = \"300000\" (from a flag): must be at most queue.max_tokens, which is 262144".into(),
+            ]
+        );
+        assert!(
+            text[4].starts_with("server.listen = \"0.0.0.0:1\" (from a flag): other machines"),
+            "{}",
+            text[4]
+        );
+        assert!(
+            text[5].starts_with("nonsense = \"1\" (from a flag): there is no such setting"),
+            "{}",
+            text[5]
+        );
+        assert!(text[6].ends_with("this section has queue.max_tokens, queue.max_items"), "{}", text[6]);
+        assert_eq!(text.len(), 7);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_does_not_hide_other_faults() {
+        let InvalidSettings(faults) = Settings::load(&Sources {
+            file: Some("/nowhere/at-all.toml".into()),
+            flags: vec![("queue".into(), "5".into()), ("batch.max_items".into(), "-1".into())],
+            ..Sources::default()
+        })
+        .unwrap_err();
+        let names: Vec<&str> = faults.iter().map(|fault| fault.name.as_str()).collect();
+        for name in ["/nowhere/at-all.toml", "queue.max_tokens", "batch.max_items", "queue"] {
+            assert!(names.contains(&name), "{name} is not in {names:?}");
+        }
+    }
+
+    #[test]
+    fn a_public_address_needs_a_word() {
+        assert!(load(&[("server.listen", "[::]:50051")]).is_err());
+        assert!(load(&[("server.listen", "[::1]:50051")]).is_ok());
+        assert!(load(&[("server.listen", "0.0.0.0:50051"), ("server.allow_anonymous", "true")]).is_ok());
+    }
+
+    #[test]
+    fn a_revision_of_digits_stays_text() {
+        let environment = [("SPATIALSCORE__MODEL__REVISION".to_owned(), "0123456".to_owned())].into();
+        let settings = Settings::load(&Sources { environment, ..Sources::default() }).unwrap();
+        assert_eq!(settings.model.revision.as_deref(), Some("0123456"));
+    }
+}

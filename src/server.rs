@@ -1,0 +1,310 @@
+//! The life of a server: listen, load, serve, drain, stop.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Deserialize;
+use tch::{Device, Kind};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tonic::codec::CompressionEncoding;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::config::Settings;
+use crate::device;
+use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
+use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
+use crate::model::{Normalisation, RewardModel, Scorer};
+use crate::processor::{Processor, ProcessorLimits};
+use crate::proto::spatial_score_service_server::{SERVICE_NAME, SpatialScoreServiceServer};
+use crate::service::{CallLayer, Handlers, Stage};
+use crate::{proto, telemetry};
+
+/// How long connections may take to close once every call is answered. A health watcher never would.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// HTTP/2 flow control: how far a caller may send ahead on one call, and on one connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// The sockets of a server, already bound.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For Prometheus.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Why a server ended otherwise than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// There is no model to serve.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A socket failed.
+    #[error("{address}: {source}")]
+    Bind {
+        /// The address that was asked for.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The gRPC server failed.
+    #[error("the gRPC server: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The reflection service cannot be made.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+impl Listeners {
+    /// Binds the addresses of the settings.
+    ///
+    /// # Errors
+    /// An address is taken or not this machine's.
+    pub async fn bind(settings: &Settings) -> Result<Self, ServerError> {
+        let bind = async |address: std::net::SocketAddr| {
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| ServerError::Bind { address: address.to_string(), source })
+        };
+        let grpc = bind(settings.server.listen).await?;
+        let metrics = match settings.metrics_listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        Ok(Self { grpc, metrics })
+    }
+}
+
+/// Serves the checkpoint of the settings until `shutdown`, then answers what was accepted.
+///
+/// # Errors
+/// The checkpoint cannot be served, or the socket failed.
+pub async fn run(
+    settings: Settings,
+    listeners: Listeners,
+    metrics: Option<PrometheusHandle>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    let scrapes = async {
+        match (listeners.metrics, metrics) {
+            (Some(listener), Some(handle)) => telemetry::serve_metrics(listener, handle).await,
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = serve(settings, listeners.grpc, load_checkpoint, shutdown) => ended,
+        () = scrapes => Ok(()),
+    }
+}
+
+/// Serves whatever `load` gives. It runs on a thread of its own while the server listens already.
+///
+/// # Errors
+/// As [`run`].
+pub async fn serve<S: Scorer + 'static>(
+    settings: Settings,
+    listener: TcpListener,
+    load: impl FnOnce(&Settings) -> Result<Loaded<S>, LoadError> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    let (stage, watched) = watch::channel(Stage::Loading);
+    let (health, transport) = open(&settings, listener, Handlers::new(watched)).await?;
+    let mut shutdown = std::pin::pin!(shutdown);
+
+    let drain_timeout = settings.server.drain_timeout;
+    let loading =
+        on_thread("loader", move || load(&settings).and_then(|loaded| Engine::start(&settings, loaded)))?;
+    let (engine, lifeline) = tokio::select! {
+        started = loading => started.unwrap_or_else(|_| Err(LoadError::Probe("the loader panicked".into())))?,
+        () = &mut shutdown => {
+            tracing::info!("told to stop while the model was loading");
+            return Ok(());
+        }
+    };
+
+    publish(engine.info());
+    tracing::info!(model = ?engine.info(), "serving");
+    stage.send_replace(Stage::Serving(engine));
+    announce(&health, ServingStatus::Serving).await;
+    shutdown.await;
+
+    announce(&health, ServingStatus::NotServing).await;
+    stage.send_replace(Stage::Draining);
+    drain(lifeline, drain_timeout).await;
+    transport.close().await
+}
+
+/// Answers everything that was accepted, or says that it will not be, and ends the workers.
+async fn drain(mut lifeline: Lifeline, limit: Duration) {
+    tracing::info!(?limit, "draining");
+    if timeout(limit, lifeline.released()).await.is_err() {
+        tracing::warn!("the time for draining is over; what is left is answered with UNAVAILABLE");
+        lifeline.abandon();
+        // Callers that do not read their answers may hold on; their connections are closed next.
+        let _ = timeout(CLOSE_TIMEOUT, lifeline.released()).await;
+    }
+    // A forward that runs now ends first: libtorch must not be taken down under it. A device that hangs for good
+    // takes a second signal.
+    let _ = tokio::task::spawn_blocking(|| lifeline.join()).await;
+}
+
+/// A gRPC server that runs.
+struct Transport {
+    close: oneshot::Sender<()>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Transport {
+    /// Lets the connections end, and ends them where they do not.
+    async fn close(self) -> Result<(), ServerError> {
+        let _ = self.close.send(());
+        let abort = self.serving.abort_handle();
+        match timeout(CLOSE_TIMEOUT, self.serving).await {
+            Ok(Ok(result)) => Ok(result?),
+            // Its panic has been logged, and every call was answered before.
+            Ok(Err(_)) => Ok(()),
+            Err(_) => {
+                abort.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Starts to listen, with every service, and with a health that says `NOT_SERVING`.
+async fn open(
+    settings: &Settings,
+    listener: TcpListener,
+    handlers: Handlers,
+) -> Result<(HealthReporter, Transport), ServerError> {
+    let (health, health_service) = health_reporter();
+    announce(&health, ServingStatus::NotServing).await;
+    // Each version of reflection names the other too.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .include_reflection_service(false)
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+    };
+    let most = settings.limits.max_message_bytes;
+    let service = SpatialScoreServiceServer::new(handlers)
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(most)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let (close, closed) = oneshot::channel::<()>();
+    let serving = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .layer(CallLayer)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+            let _ = closed.await;
+        });
+    Ok((health, Transport { close, serving: tokio::spawn(serving) }))
+}
+
+/// Shows what is served among the metrics.
+fn publish(info: &ModelInfo) {
+    gauge!(
+        telemetry::MODEL_INFO,
+        "name" => info.name.clone(),
+        "revision" => info.revision.clone(),
+        "dtype" => info.dtype.clone(),
+        "devices" => info.devices.join(","),
+    )
+    .set(1.0);
+}
+
+/// Tells health checkers, of the server as a whole and of the service alike, and the metrics.
+async fn announce(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health.set_service_status(SERVICE_NAME, status).await;
+    gauge!(telemetry::SERVING).set(if status == ServingStatus::Serving { 1.0 } else { 0.0 });
+}
+
+/// Runs blocking work on a thread of its own, which the end of the runtime does not wait for.
+fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>, LoadError> {
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || drop(done.send(work())))?;
+    Ok(result)
+}
+
+/// Finds the checkpoint of the settings, its processor, and the devices that it shall run on.
+fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
+    #[derive(Deserialize)]
+    struct Architecture {
+        model_type: String,
+    }
+    let model = &settings.model;
+    let files =
+        CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
+    let reward: RewardConfig = files.require_json("reward_config.json")?;
+    let limits = &settings.limits;
+    let processor_limits = ProcessorLimits {
+        max_prompt_bytes: limits.max_prompt_bytes,
+        max_image_pixels: limits.max_image_pixels,
+        max_item_tokens: limits.max_item_tokens,
+    };
+    let processor = Processor::load(&files, &reward, processor_limits)?;
+    let devices = model.device.resolve()?;
+    let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
+    kinds.dedup();
+    let info = ModelInfo {
+        name: files.name().to_owned(),
+        architecture: files.require_json::<Architecture>("config.json")?.model_type,
+        revision: files.revision()?,
+        dtype: kinds.join(","),
+        devices: devices.iter().copied().map(device::name).collect(),
+        output: reward.output,
+        notice: reward.notice.unwrap_or_default(),
+    };
+    let files = Arc::new(files);
+    let workers = devices
+        .into_iter()
+        .map(|device| {
+            make_model(
+                Arc::clone(&files),
+                processor.normalisation(),
+                device,
+                model.dtype.on(device),
+                model.threads,
+            )
+        })
+        .collect();
+    Ok(Loaded { info, processor, workers })
+}
+
+fn make_model(
+    files: Arc<CheckpointFiles>,
+    normalisation: Normalisation,
+    device: Device,
+    kind: Kind,
+    threads: Option<usize>,
+) -> MakeScorer<RewardModel> {
+    Box::new(move || {
+        if let Some(threads) = threads.and_then(|threads| i32::try_from(threads).ok()) {
+            // OpenMP keeps the number per thread, so it is set on the thread that will compute.
+            tch::set_num_threads(threads);
+        }
+        Ok(RewardModel::load(&files, normalisation, device, kind)?)
+    })
+}

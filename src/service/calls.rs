@@ -1,0 +1,240 @@
+//! What is done for every call alike, whatever its method: its deadline, its count, its log line.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use metrics::{counter, histogram};
+use tokio::time::{Sleep, sleep_until, timeout_at};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::{Instrument, Level, Span};
+
+use super::status::{label, level, of_transport, status};
+use crate::error::ScoreError;
+use crate::telemetry::{REQUEST_DURATION, REQUESTS};
+
+/// tonic keeps the caller's deadline too, outside this layer, and would answer `CANCELLED`. Ours answers this much
+/// earlier, with the right code; it is also what the answer needs to be back in time.
+const HEAD_START: Duration = Duration::from_millis(2);
+
+/// When a call's caller stops waiting. Stands in the extensions of a request that has a `grpc-timeout`.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(pub Instant);
+
+/// The layer around all services.
+#[derive(Debug, Clone, Copy)]
+pub struct CallLayer;
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Calls<S>;
+
+    fn layer(&self, inner: S) -> Calls<S> {
+        Calls { inner }
+    }
+}
+
+/// A service whose calls have a deadline and are counted and logged.
+#[derive(Debug, Clone)]
+pub struct Calls<S> {
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let call = Call::new(request.uri().path());
+        let deadline = timeout(request.headers())
+            .and_then(|timeout| call.start.checked_add(timeout.saturating_sub(HEAD_START)));
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        let span = call.span.clone();
+        let inner = self.inner.call(request);
+        let answer = async move {
+            let response = match deadline {
+                Some(deadline) => timeout_at(deadline.into(), inner)
+                    .await
+                    .unwrap_or_else(|_| Ok(status(&ScoreError::DeadlineExceeded, "").into_http()))?,
+                None => inner.await?,
+            };
+            Ok(call.watch(response, deadline))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+/// One call, from its headers to its last byte.
+struct Call {
+    rpc: &'static str,
+    start: Instant,
+    span: Span,
+    ended: bool,
+}
+
+impl Call {
+    fn new(path: &str) -> Self {
+        let rpc = rpc(path);
+        Self { rpc, start: Instant::now(), span: tracing::info_span!("call", rpc), ended: false }
+    }
+
+    /// Follows the response to its end.
+    fn watch(mut self, response: Response<Body>, deadline: Option<Instant>) -> Response<Body> {
+        // An error without a body stands in the headers alone.
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            let ours = of_transport(status);
+            self.end(ours.code(), ours.message());
+            return ours.into_http();
+        }
+        let expiry = deadline.map(|deadline| Box::pin(sleep_until(deadline.into())));
+        response.map(|inner| Body::new(Watched { inner, expiry, call: self }))
+    }
+
+    fn end(&mut self, code: Code, message: &str) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let took = self.start.elapsed();
+        let code_label = label(code);
+        counter!(REQUESTS, "rpc" => self.rpc, "code" => code_label).increment(1);
+        histogram!(REQUEST_DURATION, "rpc" => self.rpc).record(took);
+        let _in_call = self.span.enter();
+        match level(code) {
+            Level::ERROR => tracing::error!(code = code_label, message, ?took, "a call failed"),
+            Level::INFO => tracing::info!(code = code_label, message, ?took, "a call got no scores"),
+            _ => tracing::debug!(code = code_label, message, ?took, "a call ended"),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled, "the caller left");
+    }
+}
+
+/// A body that ends at the deadline, and tells how it ended.
+struct Watched {
+    inner: Body,
+    expiry: Option<Pin<Box<Sleep>>>,
+    call: Call,
+}
+
+impl http_body::Body for Watched {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
+        if self.call.ended {
+            return Poll::Ready(None);
+        }
+        let span = self.call.span.clone();
+        let _in_call = span.enter();
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Ready(frame) => {
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+                            self.call.end(status.code(), status.message());
+                        }
+                    }
+                    Some(Err(status)) => self.call.end(status.code(), status.message()),
+                    None => self.call.end(Code::Ok, ""),
+                }
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                let expired =
+                    self.expiry.as_mut().is_some_and(|sleep| sleep.as_mut().poll(context).is_ready());
+                if !expired {
+                    return Poll::Pending;
+                }
+                let late = status(&ScoreError::DeadlineExceeded, "");
+                self.call.end(late.code(), late.message());
+                // Whatever works for this call is dropped with its body.
+                self.inner = Body::empty();
+                let mut trailers = HeaderMap::new();
+                Poll::Ready(Some(late.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The method of a path, of those there are: what a caller makes up is no label.
+fn rpc(path: &str) -> &'static str {
+    const METHODS: [&str; 6] = ["Score", "ScoreStream", "GetModel", "Check", "Watch", "ServerReflectionInfo"];
+    let method = path.rsplit('/').next().unwrap_or_default();
+    METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
+}
+
+/// `grpc-timeout`: at most eight digits and a unit. One that cannot be read counts as none, as tonic has it.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Option<Duration> {
+        timeout(&HeaderMap::from_iter([("grpc-timeout".parse().ok()?, text.parse().ok()?)]))
+    }
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(read("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for text in ["", "S", "3", "3s", "-3S", "+3S", "123456789S", "3 S", "3é"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn made_up_methods_share_one_label() {
+        assert_eq!(rpc("/spatialscore.v1.SpatialScoreService/Score"), "Score");
+        assert_eq!(rpc("/x/Scores"), "unknown");
+        assert_eq!(rpc(""), "unknown");
+    }
+}

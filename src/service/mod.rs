@@ -1,0 +1,226 @@
+//! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
+//!
+//! A call passes `calls` (deadline, count, log), then its handler here, which turns messages to work with
+//! `convert`, hands it to the engine, and turns what comes back to messages; errors become statuses by the one
+//! table in `status`.
+
+mod calls;
+mod convert;
+mod status;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::join_all;
+use futures::{FutureExt, Stream, StreamExt, stream};
+use tokio::sync::{oneshot, watch};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::engine::{Admitted, Answer, Engine};
+use crate::error::ScoreError;
+use crate::proto;
+use crate::proto::spatial_score_service_server::SpatialScoreService;
+use crate::scheduler::Permit;
+
+pub use calls::{CallLayer, Calls, Deadline};
+pub use status::label as code_name;
+
+/// Where the server is in its life.
+#[derive(Clone)]
+pub enum Stage {
+    /// The model is not there yet.
+    Loading,
+    /// Calls are taken.
+    Serving(Arc<Engine>),
+    /// What was accepted is being answered; nothing more is taken.
+    Draining,
+}
+
+/// The handlers of the service.
+pub struct Handlers {
+    stage: watch::Receiver<Stage>,
+}
+
+impl Handlers {
+    /// Handlers that serve in the stage that `stage` says.
+    pub fn new(stage: watch::Receiver<Stage>) -> Self {
+        Self { stage }
+    }
+
+    fn engine(&self) -> Result<Arc<Engine>, ScoreError> {
+        match &*self.stage.borrow() {
+            Stage::Loading => Err(ScoreError::Unavailable("the model is loading")),
+            Stage::Serving(engine) => Ok(Arc::clone(engine)),
+            Stage::Draining => Err(ScoreError::Unavailable(DRAINING)),
+        }
+    }
+}
+
+/// What callers are told while the server answers what it had accepted.
+const DRAINING: &str = "the server is shutting down";
+
+#[tonic::async_trait]
+impl SpatialScoreService for Handlers {
+    async fn score(
+        &self,
+        request: Request<proto::ScoreRequest>,
+    ) -> Result<Response<proto::ScoreResponse>, Status> {
+        let deadline = deadline(&request);
+        let engine = self.engine().map_err(of_call)?;
+        let outcomes = score_batch(&engine, request.into_inner(), deadline).await.map_err(of_call)?;
+        let place = |index| format!("items[{index}].");
+        Ok(Response::new(proto::ScoreResponse {
+            timings: Some(convert::timings(outcomes.iter().flatten())),
+            results: outcomes
+                .iter()
+                .enumerate()
+                .map(|(index, outcome)| convert::result(outcome, &place(index)))
+                .collect(),
+        }))
+    }
+
+    type ScoreStreamStream = Pin<Box<dyn Stream<Item = Result<proto::ScoreStreamResponse, Status>> + Send>>;
+
+    async fn score_stream(
+        &self,
+        request: Request<Streaming<proto::ScoreStreamRequest>>,
+    ) -> Result<Response<Self::ScoreStreamStream>, Status> {
+        let deadline = deadline(&request);
+        let engine = self.engine().map_err(of_call)?;
+        let (items, end) = read(request.into_inner(), self.stage.clone());
+        let most = engine.limits().max_stream_items;
+        let answers = items
+            // One after the other: while one waits for room in the queue, nothing more is read.
+            .then({
+                let engine = Arc::clone(&engine);
+                move |message| admit_streamed(Arc::clone(&engine), message, deadline)
+            })
+            .map(move |(id, admitted)| answer_streamed(Arc::clone(&engine), id, admitted, deadline))
+            .buffer_unordered(most)
+            .map(Ok);
+        // Why reading ended is told after everything that was read is answered.
+        let end = end.into_stream().filter_map(async |end| end.ok().map(Err));
+        Ok(Response::new(Box::pin(answers.chain(end))))
+    }
+
+    async fn get_model(
+        &self,
+        _: Request<proto::GetModelRequest>,
+    ) -> Result<Response<proto::GetModelResponse>, Status> {
+        let engine = self.engine().map_err(of_call)?;
+        Ok(Response::new(convert::model(engine.info(), engine.limits())))
+    }
+}
+
+/// Scores a request's items. The outer error concerns the whole call, the inner ones an item each.
+async fn score_batch(
+    engine: &Engine,
+    request: proto::ScoreRequest,
+    deadline: Option<Instant>,
+) -> Result<Vec<Result<Answer, ScoreError>>, ScoreError> {
+    let most = engine.limits().max_items_per_request;
+    match request.items.len() {
+        0 => return Err(ScoreError::invalid("items", format!("is empty; send 1 to {most}"))),
+        count if count > most => {
+            return Err(ScoreError::invalid("items", format!("has {count} items; send 1 to {most}")));
+        }
+        _ => {}
+    }
+    let prompt = request.prompt.map(Arc::from);
+    let admitted = join_all(request.items.into_iter().map(|item| async {
+        let (prompt, picture) = convert::work(item, prompt.as_ref())?;
+        engine.admit(prompt, picture, deadline).await
+    }))
+    .await;
+
+    // All that can be scored get their places together, or none does: a group is never half scored.
+    let costs: Vec<usize> = admitted.iter().flatten().map(Admitted::tokens).collect();
+    let mut permits = engine.queue().reserve(&costs)?.into_iter();
+    let scores = admitted.into_iter().map(|item| {
+        let placed = item.and_then(|item| {
+            let permit = permits.next().ok_or_else(|| ScoreError::Internal("an item got no place".into()));
+            Ok((item, permit?))
+        });
+        async move {
+            let (item, permit) = placed?;
+            engine.score(item, permit, deadline).await
+        }
+    });
+    let outcomes = join_all(scores).await;
+    match outcomes.iter().find_map(|outcome| outcome.as_ref().err().filter(|e| status::concerns_call(e))) {
+        Some(error) => Err(error.clone()),
+        None => Ok(outcomes),
+    }
+}
+
+/// The messages of a stream, until the caller ends it, or it breaks, or the server drains. For the last two there
+/// is a status to tell once everything that was read is answered.
+fn read(
+    messages: Streaming<proto::ScoreStreamRequest>,
+    stage: watch::Receiver<Stage>,
+) -> (impl Stream<Item = proto::ScoreStreamRequest>, oneshot::Receiver<Status>) {
+    let (end, ended) = oneshot::channel();
+    let items = stream::unfold((messages, stage, end), async |(mut messages, mut stage, end)| {
+        let message = tokio::select! {
+            biased;
+            _ = stage.wait_for(|stage| matches!(stage, Stage::Draining)) => {
+                Err(of_call(ScoreError::Unavailable(DRAINING)))
+            }
+            message = messages.message() => message.map_err(status::of_transport),
+        };
+        match message {
+            Ok(Some(message)) => Some((message, (messages, stage, end))),
+            Ok(None) => None,
+            Err(status) => {
+                let _ = end.send(status);
+                None
+            }
+        }
+    });
+    (items, ended)
+}
+
+/// Finds a place for a stream's item, and waits where there is none.
+async fn admit_streamed(
+    engine: Arc<Engine>,
+    message: proto::ScoreStreamRequest,
+    deadline: Option<Instant>,
+) -> (String, Result<(Admitted, Permit), ScoreError>) {
+    let proto::ScoreStreamRequest { id, item } = message;
+    let placed = async {
+        let (prompt, picture) = convert::stream_work(&id, item)?;
+        let item = engine.admit(prompt, picture, deadline).await?;
+        let permit = engine.queue().reserve_when_room(item.tokens()).await?;
+        Ok((item, permit))
+    }
+    .await;
+    (id, placed)
+}
+
+/// Scores a stream's item.
+async fn answer_streamed(
+    engine: Arc<Engine>,
+    id: String,
+    placed: Result<(Admitted, Permit), ScoreError>,
+    deadline: Option<Instant>,
+) -> proto::ScoreStreamResponse {
+    let outcome = async {
+        let (item, permit) = placed?;
+        engine.score(item, permit, deadline).await
+    }
+    .await;
+    proto::ScoreStreamResponse {
+        id,
+        timings: Some(convert::timings(outcome.iter())),
+        result: Some(convert::result(&outcome, convert::stream_place(&outcome))),
+    }
+}
+
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
+}
+
+fn of_call(error: ScoreError) -> Status {
+    status::status(&error, "")
+}

@@ -1,0 +1,138 @@
+//! The one table of errors: what a [`ScoreError`] is on the wire, in the metrics and in the log.
+
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tracing::Level;
+
+use crate::error::ScoreError;
+
+/// The gRPC code of an error.
+pub fn code(error: &ScoreError) -> Code {
+    match error {
+        ScoreError::Invalid { .. } => Code::InvalidArgument,
+        ScoreError::QueueFull { .. } => Code::ResourceExhausted,
+        ScoreError::DeadlineExceeded => Code::DeadlineExceeded,
+        ScoreError::Cancelled => Code::Cancelled,
+        ScoreError::Unavailable(_) => Code::Unavailable,
+        ScoreError::Internal(_) => Code::Internal,
+    }
+}
+
+/// Whether an item's error is one of the whole call: its neighbours could only fail the same way, and the caller
+/// should try the whole request again.
+pub fn concerns_call(error: &ScoreError) -> bool {
+    match error {
+        ScoreError::Invalid { .. } | ScoreError::Internal(_) => false,
+        ScoreError::QueueFull { .. }
+        | ScoreError::DeadlineExceeded
+        | ScoreError::Cancelled
+        | ScoreError::Unavailable(_) => true,
+    }
+}
+
+/// A code as metrics and logs name it.
+pub fn label(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// How grave a code is for the operator. What callers do wrong is theirs to read, and its message may quote them,
+/// so that it never stands above debug.
+pub fn level(code: Code) -> Level {
+    match code {
+        Code::Internal | Code::Unknown | Code::DataLoss => Level::ERROR,
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Level::INFO,
+        _ => Level::DEBUG,
+    }
+}
+
+/// The status of an error. `place` is the path to the message that has the error's field: `items[3].`, or nothing
+/// where the field is the request's own.
+pub fn status(error: &ScoreError, place: &str) -> Status {
+    let mut details = ErrorDetails::new();
+    let mut message = error.to_string();
+    match error {
+        ScoreError::Invalid { field, reason } => {
+            details.add_bad_request_violation(format!("{place}{field}"), reason);
+            message = format!("{place}{message}");
+        }
+        ScoreError::QueueFull { retry_after } => {
+            details.set_retry_info(Some(*retry_after));
+        }
+        _ => {}
+    }
+    Status::with_error_details(code(error), message, details)
+}
+
+/// The same status as an item carries it.
+pub fn item_status(error: &ScoreError, place: &str) -> tonic_types::Status {
+    let status = status(error, place);
+    // `with_error_details` has put the whole message there; a failure to read it back loses the details alone.
+    let details = tonic_types::Status::decode(status.details()).map(|status| status.details);
+    tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: details.unwrap_or_default(),
+    }
+}
+
+/// A refusal by tonic itself, in the words of our contract: there a message over the limit is an invalid argument,
+/// and `RESOURCE_EXHAUSTED` means a full queue and nothing else.
+pub fn of_transport(status: Status) -> Status {
+    let oversized = match status.code() {
+        Code::OutOfRange => true,
+        Code::ResourceExhausted => status.details().is_empty(),
+        _ => false,
+    };
+    if oversized { Status::invalid_argument(status.message()) } else { status }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_violation_names_the_item() {
+        let status = status(&ScoreError::invalid("image.encoded", "is empty"), "items[3].");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "items[3].image.encoded: is empty");
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "items[3].image.encoded");
+        assert_eq!(violations[0].description, "is empty");
+    }
+
+    #[test]
+    fn an_item_carries_the_details_too() {
+        let status = item_status(&ScoreError::invalid("prompt", "is empty"), "item.");
+        assert_eq!(status.code, 3);
+        assert!(status.details[0].type_url.ends_with("google.rpc.BadRequest"));
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let wait = Duration::from_millis(1500);
+        let status = status(&ScoreError::QueueFull { retry_after: wait }, "");
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(wait));
+        assert_eq!(of_transport(status).code(), Code::ResourceExhausted);
+    }
+}

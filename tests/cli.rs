@@ -1,0 +1,322 @@
+//! The program as its users meet it: processes, signals, exit codes, output.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use common::*;
+use futures::future::join_all;
+use futures::{StreamExt, stream};
+use serde_json::Value;
+use spatialscore::proto;
+use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spatialscore"));
+    command.args(arguments).env_remove("RUST_LOG").env_remove("SPATIALSCORE_CONFIG");
+    command
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = program(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().expect("no signal"), text(stdout), text(stderr))
+}
+
+/// `spatialscore serve` on free ports.
+struct Server {
+    process: Child,
+    log: BufReader<ChildStderr>,
+    address: String,
+    metrics: String,
+}
+
+impl Server {
+    /// Started, and listening; perhaps not yet serving.
+    fn start() -> Self {
+        let checkpoint = checkpoint();
+        let mut process = program(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
+            .args(["--log-format=json", "--device=cpu", "--checkpoint", checkpoint.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let mut server = Self { process, log, address: String::new(), metrics: String::new() };
+        server.address = server.logged("gRPC listens", "address");
+        server.metrics = server.logged("metrics", "url");
+        server
+    }
+
+    /// Started and serving.
+    fn serving() -> Self {
+        let mut server = Self::start();
+        server.logged("serving", "model");
+        server
+    }
+
+    /// Waits for a line of the log and gives one of its fields.
+    fn logged(&mut self, message: &str, field: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "{message:?} was never logged");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == message {
+                return line[field].as_str().unwrap().to_owned();
+            }
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// The exit code. What the process still logs is read, so that it cannot hang on it.
+    fn code(mut self) -> Option<i32> {
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        self.process.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A test that failed half way leaves nothing behind.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn help_is_a_page_for_strangers() {
+    for (command, words) in [
+        (
+            "serve",
+            [
+                "Examples:",
+                "Exit codes:",
+                "SPATIALSCORE__SECTION__KEY",
+                "[server.listen; default: 127.0.0.1:50051]",
+            ],
+        ),
+        ("score", ["Examples:", "Exit codes:", "prompt,image,id", "[default: http://127.0.0.1:50051]"]),
+    ] {
+        let (code, page, _) = run(&[command, "--help"]);
+        assert_eq!(code, 0);
+        for word in words {
+            assert!(page.contains(word), "{word:?} is not in\n{page}");
+        }
+        assert!(page.lines().all(|line| line.chars().count() <= 110), "{page}");
+    }
+    let (code, page, _) = run(&["--help"]);
+    assert!(
+        code == 0 && page.contains("serve") && page.contains("score") && page.contains("inspect"),
+        "{page}"
+    );
+}
+
+#[test]
+fn wrong_settings_end_with_64_and_name_everything() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    std::fs::write(file.path(), "[queue]\nmax_items = 0\n[nonsense]\na = 1\n").unwrap();
+    let config = file.path().to_str().unwrap();
+    let Output { status, stderr, .. } = program(&["serve", "--listen=0.0.0.0:0", "--config", config])
+        .args(["--device=gpu", "--set", "limits.max_prompt_bytes=many"])
+        .env("SPATIALSCORE__BATCH__MAX_TOKENS", "-1")
+        .output()
+        .unwrap();
+    assert_eq!(status.code(), Some(64));
+    let said = String::from_utf8(stderr).unwrap();
+    for fault in [
+        "server.listen = \"0.0.0.0:0\" (from a flag): other machines can reach this address",
+        "model.device = \"gpu\" (from a flag): must be auto, cpu, or cuda:N",
+        &format!("queue.max_items = \"0\" (from {config}): must be 1 to 1048576"),
+        "batch.max_tokens = \"-1\" (from the environment): must be 1 to 1073741824",
+        "limits.max_prompt_bytes = \"many\" (from a flag): must be 1 to 1048576",
+        &format!("nonsense.a = \"1\" (from {config}): there is no such setting"),
+    ] {
+        assert!(said.contains(fault), "{fault:?} is not in\n{said}");
+    }
+    for wrong in [&["serve", "--nonsense"][..], &["serve", "--set", "x"], &["score"], &["nonsense"]] {
+        assert_eq!(run(wrong).0, 64, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_served_ends_with_1() {
+    let (code, _, said) =
+        run(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=", "--checkpoint=/nowhere/at/all"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("no checkpoint \"/nowhere/at/all\""), "{said}");
+}
+
+#[test]
+fn the_example_file_is_written_out_and_read_back() {
+    let (code, page, _) = run(&["serve", "--print-settings"]);
+    assert_eq!((code, page.as_str()), (0, spatialscore::config::EXAMPLE));
+}
+
+/// Calls and a stream are under way when the signal comes. Each call is answered whole or refused as UNAVAILABLE;
+/// what the stream was promised it gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_answers_what_was_accepted_and_exits_0() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let (items, outgoing) = tokio::sync::mpsc::channel(4);
+    let sender = tokio::spawn(async move {
+        // Endless: the server ends it.
+        for index in 0_u64.. {
+            if items.send(stream_item(&index.to_string(), index as u8)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut answers = client.clone().score_stream(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+    assert!(answers.next().await.unwrap().is_ok());
+    let calls = join_all((0..200).map(|_| {
+        let mut client = client.clone();
+        async move { client.score(request(0..8)).await }
+    }));
+    let (calls, streamed) = tokio::join!(calls, async {
+        let mut streamed = 1;
+        loop {
+            match answers.next().await.unwrap() {
+                Ok(answer) => assert!(outcome(&answer.result.unwrap()).is_ok()),
+                Err(status) => return (streamed, status),
+            }
+            streamed += 1;
+            if streamed == 10 {
+                server.signal("TERM");
+            }
+        }
+    });
+    assert!(streamed.0 >= 10);
+    assert_eq!(streamed.1.code(), Code::Unavailable, "{}", streamed.1);
+    for call in calls {
+        match call {
+            Ok(response) => assert!(outcomes(&response.into_inner()).iter().all(Result::is_ok)),
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+    }
+    sender.abort();
+    drop((client, answers));
+    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigint_ends_it_too_and_so_does_a_signal_while_loading() {
+    let server = tokio::task::block_in_place(Server::serving);
+    server.signal("INT");
+    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(0));
+    let server = tokio::task::block_in_place(Server::start);
+    server.signal("TERM");
+    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let mut server = tokio::task::block_in_place(Server::serving);
+    // A caller that takes its answers byte by byte, and none of them, holds up the drain.
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
+    let items = stream::iter((0..3).map(|shade| stream_item("x", shade))).chain(stream::pending());
+    let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
+    let _answers = client.score_stream(items).await.unwrap();
+    let metrics =
+        server.metrics.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+    let scored = || get(&metrics, "/metrics").contains("\nspatialscore_items_total{outcome=\"OK\"} ");
+    tokio::task::block_in_place(|| while !scored() {});
+    server.signal("TERM");
+    tokio::task::block_in_place(|| server.logged("draining", "limit"));
+    server.signal("TERM");
+    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(143));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_port_gives_metrics_and_nothing_else() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    client.score(request([1, 2])).await.unwrap();
+    client.score(proto::ScoreRequest::default()).await.unwrap_err();
+    let address = server.metrics.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
+    let page = tokio::task::block_in_place(|| get(address, "/metrics"));
+    assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
+    for line in [
+        "spatialscore_requests_total{rpc=\"Score\",code=\"OK\"} 1",
+        "spatialscore_requests_total{rpc=\"Score\",code=\"INVALID_ARGUMENT\"} 1",
+        "spatialscore_items_total{outcome=\"OK\"} 2",
+        "spatialscore_score_mean_count 2",
+        "spatialscore_serving 1",
+        "# TYPE spatialscore_forward_seconds histogram",
+        "# HELP spatialscore_queue_tokens Tokens of the items that hold a place in the queue.",
+        &format!("spatialscore_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line:?} is not in\n{page}");
+    }
+    for name in
+        ["spatialscore_model_info{name=", "process_resident_memory_bytes ", "process_start_time_seconds "]
+    {
+        assert!(page.lines().any(|line| line.starts_with(name)), "{name:?} is not in\n{page}");
+    }
+    let other = tokio::task::block_in_place(|| get(address, "/"));
+    assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
+}
+
+/// A plain HTTP GET; the answer with its head.
+fn get(address: &str, path: &str) -> String {
+    use std::io::Write;
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn score_writes_results_in_the_order_of_the_input() {
+    let server = Server::serving();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut manifest = String::from("id,image,prompt\n");
+    for index in 0..100 {
+        std::fs::write(path(&format!("{index}.png")), png(index)).unwrap();
+        manifest += &format!("n{index},{index}.png,\"a cup, number {index}\"\n");
+    }
+    std::fs::write(path("all.csv"), &manifest).unwrap();
+    let url = server.url();
+    let (code, out, said) =
+        run(&["score", "--server", &url, "--manifest", &path("all.csv"), "--format", "json"]);
+    assert_eq!((code, said.as_str()), (0, ""));
+    let rows: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<&str> = rows.iter().map(|row| row["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, (0..100).map(|index| format!("n{index}")).collect::<Vec<_>>());
+    assert!(rows.iter().all(|row| row["mean"].is_number() && row["error"].is_null()));
+
+    std::fs::write(path("bad.png"), "no picture").unwrap();
+    let images = [path("1.png"), path("bad.png"), path("missing.png"), path("2.png")];
+    let images: Vec<&str> = images.iter().map(String::as_str).collect();
+    let arguments = ["score", "--server", &url, "--prompt", "a cup", "--format", "csv"];
+    let (code, out, said) = run(&[&arguments[..], &images].concat());
+    assert_eq!((code, said.as_str()), (1, "error: 2 without a score\n"));
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], "id,image,prompt,mean,stddev,error");
+    assert!(lines[1].contains("1.png,a cup,") && lines[4].contains("2.png,a cup,"), "{out}");
+    assert!(lines[2].contains("INVALID_ARGUMENT: item.image.encoded: "), "{out}");
+    assert!(lines[3].contains("No such file"), "{out}");
+
+    let (code, out, _) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
+    assert!(code == 0 && out.contains("MEAN") && out.contains("a cup"), "{out}");
+    server.signal("TERM");
+    assert_eq!(server.code(), Some(0));
+    let (code, _, said) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
+    assert!(code == 1 && said.starts_with("error: UNAVAILABLE: "), "{said}");
+}
