@@ -13,7 +13,6 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
 use crate::device::{Devices, Dtype};
-use crate::scheduler::{BatchBudget, Capacity};
 
 /// The example file, which holds the default of every setting.
 pub const EXAMPLE: &str = include_str!("../spatialscore.example.toml");
@@ -88,6 +87,24 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// Tokens of one item.
     pub max_item_tokens: usize,
+}
+
+/// Section `[queue]`: what may wait, items that are still being prepared included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Text and visual tokens.
+    pub tokens: usize,
+    /// Items.
+    pub items: usize,
+}
+
+/// Section `[batch]`: what one forward may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchBudget {
+    /// Text and visual tokens. A single item that is larger still makes a batch of its own.
+    pub tokens: usize,
+    /// Items.
+    pub items: usize,
 }
 
 /// Section `[log]`.

@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use metrics::{counter, histogram};
 
+use crate::config::BatchBudget;
 use crate::error::ScoreError;
 use crate::model::{ModelError, Sample, Score, Scorer};
-use crate::scheduler::{BatchBudget, Job, Queue, Scored};
+use crate::scheduler::{Job, Queue, Scored};
 use crate::telemetry::{BATCH_ITEMS, BATCH_TOKENS, FORWARD, FORWARD_FAILURES, QUEUE_WAIT};
 
 /// Starts a worker on a thread of its own.

@@ -11,7 +11,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 use jpeg_decoder::{ImageInfo, PixelFormat};
 use png::{BitDepth, Transformations};
 
-use super::image::Rgb;
+use super::resample::Rgb;
 
 /// The longest XMP text that is unpacked in search of an orientation.
 const MAX_XMP_BYTES: usize = 1 << 20;

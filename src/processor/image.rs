@@ -1,22 +1,10 @@
 //! Pixels to patches: the twin of the reference's `Qwen2VLImageProcessor`, up to rescaling.
 
-use bytes::Bytes;
-
-use super::resample::resample;
+use super::resample::{Rgb, resample};
 use crate::model::Patches;
 
 /// The greatest ratio of a picture's sides that the reference takes.
 const MAX_ASPECT_RATIO: f64 = 200.0;
-
-/// A picture of 8-bit RGB.
-pub(super) struct Rgb {
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-    /// `[height, width, 3]`.
-    pub pixels: Bytes,
-}
 
 /// How pictures are resized and cut.
 #[derive(Debug, Clone, Copy)]

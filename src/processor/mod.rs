@@ -19,8 +19,9 @@ pub use self::image::{SizeError, smart_resize};
 
 use self::config::PictureConfig;
 use self::decode::Format;
-use self::image::{Geometry, Rgb};
+use self::image::Geometry;
 use self::prompt::PromptEncoder;
+use self::resample::Rgb;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
 use crate::model::{Normalisation, Sample};

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::image::Rgb;
+use bytes::Bytes;
 
 /// How far the kernel reaches, in pixels of the coarser of the two pictures.
 const SUPPORT: f64 = 2.0;
@@ -19,6 +19,16 @@ const BAND: usize = 16;
 
 /// A half, so that shifting the fraction away rounds.
 const HALF: i32 = 1 << (PRECISION - 1);
+
+/// A picture of 8-bit RGB.
+pub(super) struct Rgb {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// `[height, width, 3]`.
+    pub pixels: Bytes,
+}
 
 /// The stretch of source pixels that make one pixel.
 struct Window {

@@ -6,17 +6,9 @@ use std::time::Instant;
 use metrics::counter;
 
 use super::queue::{Job, Permit};
+use crate::config::BatchBudget;
 use crate::error::ScoreError;
 use crate::telemetry::ITEMS_DROPPED;
-
-/// What one forward may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchBudget {
-    /// Text and visual tokens. A single item that is larger still makes a batch of its own.
-    pub tokens: usize,
-    /// Items.
-    pub items: usize,
-}
 
 /// Takes the oldest jobs that fit the budget together. Jobs whose caller is gone, or whose deadline has passed at
 /// `now`, are answered; their permits come back to be dropped outside the queue's lock.

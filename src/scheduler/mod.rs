@@ -3,5 +3,4 @@
 mod batch;
 mod queue;
 
-pub use batch::BatchBudget;
-pub use queue::{Capacity, Job, Permit, Queue, Scored};
+pub use queue::{Job, Permit, Queue, Scored};

@@ -8,19 +8,11 @@ use metrics::gauge;
 use tokio::sync::{Notify, oneshot};
 use tracing::Span;
 
-use super::batch::{BatchBudget, take_batch};
+use super::batch::take_batch;
+use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};
 use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
-
-/// What the queue may hold, items that are still being prepared included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Text and visual tokens.
-    pub tokens: usize,
-    /// Items.
-    pub items: usize,
-}
 
 /// A place in the queue. Dropping it gives the place back.
 #[derive(Debug)]
