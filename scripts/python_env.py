@@ -1,45 +1,25 @@
 #!/usr/bin/env python3
-"""Make a Python virtual environment with pip, with nothing but the standard library.
+"""Make a Python virtual environment with pip, with nothing but what Debian's python3 brings.
 
     python_env.py DIR [REQUIREMENTS]
 
-Debian's python3 comes without pip and without ensurepip. Where they are missing, pip's own wheel is fetched
-from the package index (PIP_INDEX_URL, else PyPI) and installs itself. A second call does nothing until the
-requirements change.
+Debian's python3 comes without ensurepip. Where it is missing, pip's wheel comes from Debian's package of it, which
+is unpacked beside the environment and needs no root. A second call does nothing until the requirements change.
 """
 
-import hashlib
 import importlib.util
-import json
-import os
 import subprocess
 import sys
-import urllib.request
 import venv
 from pathlib import Path
-from urllib.parse import urljoin
-
-PIP = "25.3"
 
 
-def fetch_pip(into: Path) -> Path:
-    """The wheel of pip, from the index, checked against the digest that the index gives."""
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
-    page = urllib.request.Request(
-        f"{index}/pip/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
-    )
-    with urllib.request.urlopen(page, timeout=60) as reply:
-        base, files = reply.url, json.load(reply)["files"]
-    name = f"pip-{PIP}-py3-none-any.whl"
-    file = next(f for f in files if f["filename"] == name)
-    with urllib.request.urlopen(urljoin(base, file["url"]), timeout=60) as reply:
-        wheel = reply.read()
-    if hashlib.sha256(wheel).hexdigest() != file["hashes"]["sha256"]:
-        sys.exit(f"{name} does not have the digest that the index announces")
-    into.mkdir(parents=True, exist_ok=True)
-    path = into / name
-    path.write_bytes(wheel)
-    return path
+def fetch_pip(directory: Path) -> Path:
+    """The wheel of pip, from Debian's python3-pip-whl."""
+    subprocess.run(["apt-get", "download", "-q", "python3-pip-whl"], cwd=directory, check=True)
+    package = next(directory.glob("python3-pip-whl_*.deb"))
+    subprocess.run(["dpkg", "-x", package.name, "debian"], cwd=directory, check=True)
+    return next(directory.glob("debian/usr/share/python-wheels/pip-*.whl"))
 
 
 def main() -> None:
@@ -57,7 +37,10 @@ def main() -> None:
         with_pip = importlib.util.find_spec("ensurepip") is not None
         venv.create(directory, with_pip=with_pip, symlinks=True)
         if not with_pip:
-            wheel = fetch_pip(directory)
+            try:
+                wheel = fetch_pip(directory)
+            except (OSError, subprocess.CalledProcessError, StopIteration):
+                sys.exit("this Python has neither ensurepip nor Debian's pip to take: install python3-venv")
             subprocess.run([python, wheel / "pip", "install", "-q", "--no-index", wheel], check=True)
     if requirements:
         install = ["-m", "pip", "install", "--disable-pip-version-check", "-q", "-r", requirements]
