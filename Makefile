@@ -42,7 +42,7 @@ build: libtorch ## Build the server
 	$(CARGO) build --release --bin spatialscore
 
 demo: build ## Start the server, score the sample pictures through its socket, stop it
-	scripts/demo.sh $(BINARY)
+	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
 
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
@@ -54,7 +54,7 @@ lint: libtorch ## Formatting, clippy, rustdoc: no warnings
 
 test: lint .venv/test/installed ## Run every check that CI runs
 	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test $(CARGO) test --release
-	scripts/demo.sh $(BINARY)
+	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
 	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))

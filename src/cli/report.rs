@@ -59,7 +59,14 @@ impl<W: Write> Report<W> {
                 }
                 let devices = model.devices.join(", ");
                 writeln!(out, "{} ({}) on {devices} in {}\n", model.name, model.revision, model.dtype)?;
-                writeln!(out, "{:>9}  {:>8}  {:<28}  PROMPT", "MEAN", "STDDEV", "IMAGE")?;
+                writeln!(
+                    out,
+                    "{:>9}  {:>8}  {:<width$}  IMAGE",
+                    "MEAN",
+                    "STDDEV",
+                    "PROMPT",
+                    width = PROMPT_WIDTH
+                )?;
             }
             Format::Json => {}
             Format::Csv => writeln!(out, "id,image,prompt,mean,stddev,error")?,
@@ -90,12 +97,12 @@ impl<W: Write> Report<W> {
 
     fn table_row(&mut self, row: &Row) -> io::Result<()> {
         let number = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
-        let mut prompt: String = row.prompt.chars().take(PROMPT_WIDTH).collect();
-        if prompt.len() < row.prompt.len() {
-            prompt.push('…');
+        let mut prompt = row.prompt.replace('\n', " ");
+        if prompt.chars().count() > PROMPT_WIDTH {
+            prompt = prompt.chars().take(PROMPT_WIDTH - 1).chain(['…']).collect();
         }
         let (mean, stddev) = (number(row.mean), number(row.stddev));
-        writeln!(self.out, "{mean:>9}  {stddev:>8}  {:<28}  {}", row.image, prompt.replace('\n', " "))?;
+        writeln!(self.out, "{mean:>9}  {stddev:>8}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
         match &row.error {
             Some(error) => writeln!(self.out, "{:>9}  {error}", "ERROR"),
             None => Ok(()),
@@ -138,7 +145,7 @@ mod tests {
         );
         let table = written(Format::Table, &rows);
         assert!(table.starts_with("NOTE: not trained\n"), "{table}");
-        assert!(table.contains("  -1.5000    0.2500  a.png"), "{table}");
+        assert!(table.contains("  -1.5000    0.2500  a cup, left  "), "{table}");
         assert!(table.ends_with("ERROR  is no picture\n"), "{table}");
     }
 }
