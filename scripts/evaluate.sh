@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# evaluate.sh PYTHON: pair accuracy of the served checkpoint on four sorts of pairs that it never saw, 2,000 each,
+# through the streaming call. Reports are written to target/eval/SORT/eval.html. Run by with_server.sh.
+set -euo pipefail
+python=$1
+pairs=${PAIRS:-2000}
+
+measure() {
+    local sort=$1
+    shift
+    [ -d "target/eval/$sort" ] ||
+        "$python" -m spatialscore_training.data_cli make "target/eval/$sort" --pairs "$pairs" --kinds 64 "$@"
+    echo "$sort:"
+    "$python" -m spatialscore_training.evaluate "target/eval/$sort" --server "$SPATIALSCORE_ADDRESS"
+}
+
+measure plain --seed 1 --relations plain --things 2 2 --clauses 1 1
+measure mixed --seed 2 --things 2 6 --clauses 1 4
+measure long --seed 3 --things 3 8 --clauses 5 12
+measure phrasings --seed 4 --relations plain --things 2 4 --clauses 1 2 --phrasings held-out

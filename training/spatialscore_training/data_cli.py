@@ -1,0 +1,85 @@
+"""Pairs of pictures that differ in a spatial relation, composed from named drawings.
+
+    spatialreward-data fetch                                   the drawings, by npm, into .cache/drawings
+    spatialreward-data make pairs --pairs 80000                the data set of training
+    spatialreward-data make plain --pairs 2000 --seed 1 --relations plain --things 2 2 --clauses 1 1
+    spatialreward-data stats pairs                             pairs/stats.png and pairs/stats.html
+    spatialreward-data validate pairs                          also for manifests of your own
+
+What is made depends on the arguments alone. A run that was stopped goes on with the shards that are missing.
+"""
+
+import argparse
+import sys
+from itertools import islice
+from pathlib import Path
+
+from .drawings import DEFAULT_FOLDER, STYLES, fetch, kinds
+from .figures import draw_figures
+from .manifest import validate, write_pairs
+from .relations import PLAIN, RULES
+from .scenes import World
+
+
+def make(options: argparse.Namespace) -> None:
+    world = World(
+        kinds=options.kinds,
+        things=tuple(options.things),
+        size=tuple(options.size),
+        relations=PLAIN if options.relations == "plain" else tuple(RULES),
+        clauses=tuple(options.clauses),
+        phrasings=(-2, 99) if options.phrasings == "held-out" else (0, 99),
+        styles=tuple(options.styles),
+        depth=0.0 if options.relations == "plain" else 0.15,
+    )
+    write_pairs(options.folder, world, options.drawings, options.seed, options.side, options.pairs, options.jobs)
+
+
+def stats(options: argparse.Namespace) -> None:
+    print(draw_figures(options.folder, options.out or options.folder))
+
+
+def check(options: argparse.Namespace) -> None:
+    faults = list(islice(validate(options.folder), 100))
+    print("\n".join(faults) or f"{options.folder}: no faults")
+    sys.exit(bool(faults))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="spatialreward-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder STYLE/WORD.png (default: %(default)s)")
+    commands = parser.add_subparsers(required=True)
+
+    fetching = commands.add_parser("fetch", help="get the drawings from npm")
+    fetching.set_defaults(run=lambda options: fetch(options.drawings))
+
+    making = commands.add_parser("make", help="write a data set", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    making.add_argument("folder", type=Path, help="where to")
+    making.add_argument("--pairs", type=int, default=80000, help="how many")
+    making.add_argument("--seed", type=int, default=0, help="another seed, other pairs")
+    making.add_argument("--side", type=int, default=224, help="of the pictures, in pixels")
+    making.add_argument("--kinds", type=int, default=len(kinds()), help="how many kinds of thing, from the top of kinds.tsv")
+    making.add_argument("--things", type=int, nargs=2, default=(2, 8), metavar=("LEAST", "MOST"), help="things in a scene")
+    making.add_argument("--size", type=float, nargs=2, default=(0.16, 0.34), metavar=("LEAST", "MOST"), help="of a thing, as a fraction of the side")
+    making.add_argument("--relations", choices=("plain", "all"), default="all", help="plain: left, right, above, below")
+    making.add_argument("--clauses", type=int, nargs=2, default=(1, 12), metavar=("LEAST", "MOST"), help="relations in a prompt")
+    making.add_argument("--phrasings", choices=("training", "held-out"), default="training", help="which ways of saying it")
+    making.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings")
+    making.add_argument("--jobs", type=int, help="processes; one a core if not given")
+    making.set_defaults(run=make)
+
+    counting = commands.add_parser("stats", help="figures as PNG and HTML")
+    counting.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    counting.add_argument("--out", type=Path, help="where the figures go (default: the data set's folder)")
+    counting.set_defaults(run=stats)
+
+    checking = commands.add_parser("validate", help="check a data set, yours or ours")
+    checking.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    checking.set_defaults(run=check)
+
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

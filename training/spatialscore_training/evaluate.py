@@ -1,0 +1,147 @@
+"""How often the picture that keeps its prompt scores above its twin.
+
+    spatialscore-eval pairs --server 127.0.0.1:50051            through the server's streaming call
+    spatialscore-eval pairs --checkpoint models/spatialscore-mini   in transformers, without a server
+
+PAIRS is a data set of `spatialreward-data`, or your own manifest with `prompt`, `kept` and `broken` on each line.
+Writes `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
+standard deviation tells, and the gravest mistakes with their pictures.
+"""
+
+import argparse
+import base64
+import html
+import json
+from collections import defaultdict
+from itertools import islice
+from math import erf, sqrt
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .manifest import read_pairs
+from .relations import family
+from .scorers import Item, LocalScorer, Score, ServerScorer
+
+BINS = ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 0.95), (0.95, 0.99), (0.99, 1.01))
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>Pair accuracy</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}}
+table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}}
+td:first-child,th:first-child{{text-align:left}}.pair{{display:flex;gap:1rem;margin:1.5rem 0;align-items:flex-start}}
+figure{{margin:0}}img{{width:224px}}.broken{{background:#ffd9d2}}big{{font-size:2.5rem}}</style>
+<h1>Pair accuracy</h1><p>{model}<p><big>{accuracy}</big> of {pairs:,} pairs
+{tables}<h2>The gravest mistakes</h2>{mistakes}"""
+
+
+def interval(right: int, count: int) -> dict[str, float | int]:
+    """A share and its 95 % interval by Wilson's score."""
+    share, z2 = right / count, 1.96**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = 1.96 * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return {"accuracy": share, "low": middle - half, "high": middle + half, "pairs": count}
+
+
+def certainty(kept: Score, broken: Score) -> float | None:
+    """How likely the model itself holds its order of the two to be right."""
+    if kept.stddev is None or broken.stddev is None:
+        return None
+    spread = sqrt(kept.stddev**2 + broken.stddev**2)
+    return 0.5 * (1 + erf(abs(kept.mean - broken.mean) / spread / sqrt(2)))
+
+
+def shares(judged: list[dict]) -> dict:
+    """Accuracies of pairs that were judged, as a whole and by their properties."""
+    groups = {"by relation": defaultdict(list), "by number of relations": defaultdict(list), "by certainty": defaultdict(list)}
+    for pair in judged:
+        relations = pair["record"].get("relations", [])
+        groups["by number of relations"][len(relations)].append(pair["right"])
+        for sort in {family(said["relation"]) for said in relations if not said["broken"]}:
+            groups["by relation"][sort].append(pair["right"])
+        if pair["certainty"] is not None:
+            low, high = next(b for b in BINS if pair["certainty"] < b[1])
+            groups["by certainty"][f"{low:.2f} to {min(high, 1):.2f}"].append(pair["right"])
+    found = {"all": interval(sum(p["right"] for p in judged), len(judged))}
+    return found | {
+        title: {str(name): interval(sum(rights), len(rights)) for name, rights in sorted(group.items())}
+        for title, group in groups.items()
+    }
+
+
+def judge(scorer: ServerScorer | LocalScorer, records: list[dict]) -> list[dict]:
+    """Both pictures of every pair, scored under the pair's prompt."""
+    items = (Item(record["prompt"], record[name]) for record in records for name in ("kept", "broken"))
+    scores: dict[int, Score] = dict(tqdm(scorer.scores(items), total=2 * len(records), unit="picture"))
+    judged = []
+    for i, record in enumerate(records):
+        kept, broken = scores[2 * i], scores[2 * i + 1]
+        judged.append(
+            {"record": record, "kept": kept, "broken": broken, "right": kept.mean > broken.mean, "certainty": certainty(kept, broken)}
+        )
+    return judged
+
+
+def _picture(title: str, path: str, score: Score) -> str:
+    spread = f" ± {score.stddev:.2f}" if score.stddev is not None else ""
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return f'<figure><img src="data:image;base64,{data}"><figcaption>{title}: {score.mean:+.2f}{spread}</figcaption></figure>'
+
+
+def _mistake(pair: dict) -> str:
+    record = pair["record"]
+    said = "".join(
+        f'<li{"" if r["broken"] else " class=broken"}>{html.escape(r["relation"])}({html.escape(", ".join(r["about"]))})</li>'
+        for r in record.get("relations", [])
+    )
+    pictures = _picture("keeps it", record["kept"], pair["kept"]) + _picture("breaks it", record["broken"], pair["broken"])
+    return f'<div class="pair">{pictures}<div>{html.escape(record["prompt"])}<ul>{said}</ul></div></div>'
+
+
+def page(model: str, found: dict, judged: list[dict], mistakes: int) -> str:
+    """The report as HTML. The broken relations of a mistake are marked."""
+    percent = lambda s: f'{s["accuracy"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%})'
+    tables = "".join(
+        f"<h2>{title.capitalize()}</h2><table>"
+        + "".join(f"<tr><td>{name}<td>{percent(share)}<td>{share['pairs']:,} pairs" for name, share in group.items())
+        + "</table>"
+        for title, group in found.items()
+        if title != "all" and group
+    )
+    wrong = sorted((p for p in judged if not p["right"]), key=lambda p: p["kept"].mean - p["broken"].mean)
+    return PAGE.format(
+        model=html.escape(model),
+        accuracy=percent(found["all"]),
+        pairs=found["all"]["pairs"],
+        tables=tables,
+        mistakes="".join(map(_mistake, wrong[:mistakes])) or "<p>None.",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path, help="a data set's folder, or a manifest")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--server", metavar="HOST:PORT", help="a running SpatialScore")
+    where.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
+    parser.add_argument("--protos", type=Path, default=Path("proto"), help="where the contract lies (default: %(default)s)")
+    parser.add_argument("--token", help="for a server that asks for one")
+    parser.add_argument("--limit", type=int, help="only the first so many pairs")
+    parser.add_argument("--mistakes", type=int, default=24, help="how many to show (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="where the report goes (default: the data set's folder)")
+    parser.add_argument("--floor", type=float, default=0.0, help="end with 1 where the accuracy is below this share")
+    options = parser.parse_args()
+    scorer = ServerScorer(options.server, options.protos, token=options.token) if options.server else LocalScorer(options.checkpoint)
+    judged = judge(scorer, list(islice(read_pairs(options.pairs), options.limit)))
+    found, model = shares(judged), scorer.describe()
+    out = options.out or (options.pairs.parent if options.pairs.is_file() else options.pairs)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "eval.json").write_text(json.dumps({"model": model} | found, indent=1) + "\n")
+    (out / "eval.html").write_text(page(model, found, judged, options.mistakes))
+    total = found["all"]
+    print(f"{total['accuracy']:.2%} of {total['pairs']} pairs (95 %: {total['low']:.2%} to {total['high']:.2%}); {out / 'eval.html'}")
+    if total["accuracy"] < options.floor:
+        raise SystemExit(f"below the floor of {options.floor:.2%}")
+
+
+if __name__ == "__main__":
+    main()

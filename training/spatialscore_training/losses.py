@@ -1,0 +1,83 @@
+"""What the model is asked in training, and how far off it is."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .batches import Batch
+from .model import Tutor
+
+
+def seeing(visual: Tensor, names: Tensor, tutor: Tutor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of each visual token: which kind lies under it, by the likeness to the kinds' names, and the whole of its truth."""
+    target = tutor.visual_tokens(names, batch.kind, batch.extras)
+    classes = torch.cat([names, tutor.ground[None]])
+    logits = visual @ classes.T * (12 / visual.shape[-1])
+    kind = torch.where(batch.kind < 0, len(names), batch.kind)
+    # Most tokens see the ground; those on things count as much together.
+    weight = torch.where(batch.kind < 0, 0.3, 1.0)
+    weight = weight / weight.sum()
+    named = (F.cross_entropy(logits.flatten(0, 1), kind.flatten(), reduction="none") * weight.flatten()).sum()
+    whole = ((visual - target).square().mean(-1) * weight).sum()
+    on = batch.kind >= 0
+    told, true = tutor.told(visual, names, batch.kind)[on], batch.extras[on]
+    extras = F.mse_loss(told, true)
+    touching = true[:, -1] != 0
+    order = told[touching, -1] * true[touching, -1]
+    figures = {
+        "kinds": (logits.argmax(-1) == kind)[on].float().mean(),
+        "seeing": whole,
+        "extras": extras,
+        "depth": (order > 0).float().mean(),
+    }
+    return named + whole + 4 * extras + F.softplus(-2 * order).mean(), figures
+
+
+def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Where each visual token is, where each named thing is, the way between a clause's things, and whether it holds."""
+    grid = int(batch.kind.shape[1] ** 0.5)
+    line = torch.linspace(-1, 1, grid, device=batch.ids.device)
+    own = torch.cartesian_prod(line, line).repeat(len(batch.ids), 1)
+    places = F.mse_loss(tutor.place(hidden[tutor.PLACES_AFTER][batch.ids == image_token]), own)
+    at = hidden[tutor.POINTS_AFTER][batch.mentions[:, 0], batch.mentions[:, 1]]
+    pointed = tutor.point(at)
+    points = F.smooth_l1_loss(pointed, batch.places, beta=0.2)
+    fronts = F.mse_loss(tutor.front(at).squeeze(-1), batch.fronts)
+    over = batch.clauses.unbind(1)
+    ways = F.smooth_l1_loss(tutor.way(hidden[tutor.WAYS_AFTER][over]), batch.ways, beta=0.2)
+    said = tutor.clause(hidden[tutor.CLAUSES_AFTER][over]).squeeze(-1)
+    clauses = F.binary_cross_entropy_with_logits(said, batch.clause_kept.float())
+    right = ((said > 0) == batch.clause_kept).float()
+    figures = {
+        "places": places,
+        "points": (pointed - batch.places).norm(dim=-1).mean(),
+        "fronts": fronts,
+        "ways": ways,
+        "clauses": right.mean(),
+        "broken": right[~batch.clause_kept].mean(),
+    }
+    return places + 2 * points + fronts + 2 * ways + clauses, figures
+
+
+def bradley_terry(better: Tensor, worse: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gaussian form, on rewards [..., 2] of mean and logarithm of sigma, and the share of pairs in right order.
+
+    z ~ N(mean - mean', sigma² + sigma'²), -log sigmoid(z): as in HPSv3, one draw.
+    """
+    ahead = better[..., 0] - worse[..., 0]
+    variance = (2 * better[..., 1]).exp() + (2 * worse[..., 1]).exp()
+    z = ahead + variance.sqrt() * torch.randn_like(ahead)
+    return -F.logsigmoid(z).mean(), (ahead > 0).float().mean()
+
+
+def judging(rewards: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The reward [B, P, 2]: its mean above nought where the picture keeps the prompt; and, of a picture and its twin
+    under one prompt, the right one's above the other's. Sigma is held near one, lest its noise drown all else."""
+    mean, log_sigma = rewards.unbind(-1)
+    loss = F.binary_cross_entropy_with_logits(mean, batch.kept.float()) + 0.02 * log_sigma.square().mean()
+    figures = {"reward": ((mean > 0) == batch.kept).float().mean()}
+    if batch.duel:
+        first, second, wins = rewards[0::2], rewards[1::2], batch.kept[0::2, :, None]
+        ordered, figures["pairs"] = bradley_terry(torch.where(wins, first, second), torch.where(wins, second, first))
+        loss = 0.3 * loss + ordered
+    return loss, figures

@@ -1,0 +1,194 @@
+"""The small Qwen2.5-VL, from nothing, and what teaches it.
+
+The decoder's rotary frequencies fall from the temporal section over the rows' to the columns'. With theta 1000 and the
+sections [2, 6, 24] of 32 pairs, rows turn by 0.65 to 0.22 rad a visual token and columns by 0.18 rad and less, so that
+places differ; the last fourteen pairs turn by less than 0.02 rad, so that there a name matches its drawing however far
+apart the two stand. Queries and keys begin alike in these pairs: what is alike attends to itself from the start.
+"""
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from .tokenizer import kind_ids
+
+PATCH, MERGE = 14, 2
+CELL = PATCH * MERGE
+"""Pixels along the side of what one visual token sees."""
+
+HEAD = 64
+SECTIONS = [2, 6, 24]
+STILL_PAIRS = 14
+"""How many of a head's pairs, the last ones, hardly turn with distance."""
+
+
+def mini_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
+    """The architecture: 4 vision blocks of 128, 5 decoder layers of 192."""
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    return Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=len(ids),
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            bos_token_id=ids["<|endoftext|>"],
+            eos_token_id=ids["<|im_end|>"],
+            hidden_size=192,
+            intermediate_size=384,
+            num_hidden_layers=5,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0, mrope_section=SECTIONS),
+        ),
+        vision_config=dict(
+            depth=4,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            window_size=112,
+            fullatt_block_indexes=[0, 1, 2, 3],
+            out_hidden_size=192,
+            tokens_per_second=2,
+            rope_parameters=dict(rope_type="axial", rope_theta=100.0),
+        ),
+        tie_word_embeddings=True,
+        **{f"{name}_token_id": ids[f"<|{token}|>"] for name, token in
+           dict(image="image_pad", video="video_pad", vision_start="vision_start", vision_end="vision_end").items()},
+    )
+
+
+def reward_head(width: int) -> nn.Sequential:
+    """The MLP that gives the mean and the logarithm of the standard deviation."""
+    return nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """The model with its head at `rm_head`, initialised to learn fast."""
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer))
+    model.rm_head = reward_head(model.config.text_config.hidden_size)
+    depth = model.config.text_config.num_hidden_layers
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name or "ln_q" in name:
+                weight.fill_(1.0)
+            elif name.endswith("bias"):
+                weight.zero_()
+            elif "embed_tokens" in name:
+                weight.normal_()
+            else:
+                leaves = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight"))
+                weight.normal_(std=weight[0].numel() ** -0.5 * ((2 * depth) ** -0.5 if leaves else 1.0))
+        still = [axis * HEAD // 2 + HEAD // 2 - 1 - pair for axis in (0, 1) for pair in range(STILL_PAIRS)]
+        for layer in model.model.language_model.layers:
+            query, key = (p.weight.unflatten(0, (-1, HEAD)) for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+            key[:, still] = query[:, still]
+        for block in model.model.visual.blocks:
+            _look_around(block.attn, model.model.visual.rotary_pos_emb.inv_freq)
+    embed = model.model.visual.patch_embed
+    # The numbers of its Conv3d, whose kernel is as large as a patch, in a third of the time on a CPU.
+    embed.forward = lambda x: nn.functional.linear(x, embed.proj.weight.flatten(1))
+    return model
+
+
+def _look_around(attention: nn.Module, frequencies: Tensor, keenness: float = 2.0) -> None:
+    """Biases under which each head of a vision block looks at one side of each patch, as a convolution would.
+
+    A key's bias is the query's, turned by as much as the rotary embedding turns over the offset; so the two agree best
+    at that offset. What the patches hold counts for little at first.
+    """
+    width = attention.head_dim
+    pairs = len(frequencies)  # of each axis; then the same for the columns
+    sides = torch.tensor([[0.0, -1.5], [0.0, 1.5], [-1.5, 0.0], [1.5, 0.0]])  # rows, columns
+    bias, weight = attention.qkv.bias.view(3, -1, width), attention.qkv.weight.view(3, -1, width, attention.dim)
+    weight[:2] *= 0.5
+    bias[0, :, : width // 2] = keenness
+    for head, side in enumerate(sides):
+        turn = -(side[:, None] * frequencies).flatten()
+        assert len(turn) == 2 * pairs == width // 2
+        bias[1, head] = keenness * torch.cat([turn.cos(), turn.sin()])
+
+
+@torch.no_grad()
+def whiten(model: Qwen2_5_VLForConditionalGeneration, pictures: Tensor) -> None:
+    """Sets the patch embedding to the principal components of these pictures' patches, each with variance one, so that
+    the fine and the faint in a patch are not lost beside its colour."""
+    seen = patches(pictures)
+    seen = seen - seen.mean(0)
+    strength, components = torch.linalg.eigh(seen.T @ seen / len(seen))
+    embed = model.model.visual.patch_embed.proj.weight
+    count = len(embed)
+    scaled = components[:, -count:] / (strength[-count:] + 1e-3 * strength[-1]).sqrt()
+    embed.copy_(scaled.T.view_as(embed))
+
+
+class Tutor(nn.Module):
+    """The heads of the first stage, which ask the model for what the generator knows. None of them is exported.
+
+    `offsets` are fixed directions in which a visual token is to say where in its object it lies (see `truth`), `ground`
+    is what it is to say where there is none.
+    """
+
+    PLACES_AFTER, POINTS_AFTER, WAYS_AFTER, CLAUSES_AFTER = 1, 2, 3, 4  # decoder layers; the reward comes after 5
+
+    def __init__(self, width: int, extras: int, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.linalg.qr(torch.randn(width, extras + 1, generator=generator)).Q.T * width**0.5
+        self.register_buffer("ground", directions[0].clone())
+        self.register_buffer("offsets", directions[1:].clone() * 0.5)
+        self.place = nn.Linear(width, 2)
+        self.point = nn.Linear(width, 2)
+        self.way = nn.Linear(width, 2)
+        self.front = nn.Linear(width, 1)
+        self.clause = nn.Linear(width, 1)
+
+    def visual_tokens(self, names: Tensor, kind: Tensor, extras: Tensor) -> Tensor:
+        """What visual tokens are to be: [..., width], from the names' embeddings and `truth.Cells`."""
+        named = names[kind.clamp(min=0)]
+        seen = (kind >= 0)[..., None]
+        return torch.where(seen, named + extras @ self.offsets, self.ground)
+
+    def told(self, visual: Tensor, names: Tensor, kind: Tensor) -> Tensor:
+        """The extras that visual tokens on things of these kinds tell: the inverse of `visual_tokens`."""
+        rest = visual - names[kind.clamp(min=0)]
+        return rest @ self.offsets.T / self.offsets.square().sum(-1)
+
+
+def patches(pictures: Tensor) -> Tensor:
+    """uint8 pictures [B, side, side, 3] as the image processor's normalised patches [B * N, 1176]."""
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073], device=pictures.device)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711], device=pictures.device)
+    batch, side = pictures.shape[:2]
+    grid = side // CELL
+    x = (pictures.float() / 255 - mean) / std
+    x = x.view(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    x = x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)
+    return x.reshape(batch * (side // PATCH) ** 2, -1)
+
+
+def look(model: Qwen2_5_VLForConditionalGeneration, pictures: Tensor) -> Tensor:
+    """The visual tokens [B, cells, width] of uint8 pictures [B, side, side, 3]."""
+    batch, side = pictures.shape[:2]
+    grid = torch.tensor([[1, side // PATCH, side // PATCH]] * batch, device=pictures.device)
+    return model.model.visual(patches(pictures), grid_thw=grid).pooler_output.unflatten(0, (batch, -1))
+
+
+def read(model: Qwen2_5_VLForConditionalGeneration, visual: Tensor, ids: Tensor, positions: Tensor, mask: Tensor):
+    """Hidden states of every layer, [B, T, width] each, the last one normed; `visual` stands at the image's tokens."""
+    decoder = model.model.language_model
+    embedded = decoder.embed_tokens(ids)
+    embedded = embedded.masked_scatter((ids == model.config.image_token_id)[..., None], visual)
+    output = decoder(
+        inputs_embeds=embedded,
+        position_ids=positions,
+        attention_mask={"full_attention": mask},
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return output.hidden_states
+
+
+def names(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer) -> Tensor:
+    """The embeddings of the kinds' words, [kinds, width]."""
+    return model.model.language_model.embed_tokens.weight[kind_ids(tokenizer)]

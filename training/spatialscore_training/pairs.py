@@ -1,0 +1,151 @@
+"""A prompt, a picture that keeps all of it, and an adversarial twin.
+
+A scene and its twin are alike but for one change; a coin says which of the two the prompt describes. So neither picture
+is the likelier one without the prompt, and the prompt, which is the same for both, says nothing without the pictures.
+"""
+
+import random
+from typing import NamedTuple
+
+from .drawings import Drawings
+from .prompts import Prompt, write
+from .relations import Clause, Things, clauses_about, verdict
+from .scenes import Scene, World, new_scene, new_twin
+
+
+class Pair(NamedTuple):
+    prompt: Prompt
+    kept: Scene
+    """The scene that keeps every clause of the prompt."""
+    broken: Scene
+    """The twin, which breaks one clause or two."""
+    twin_prompt: Prompt
+    """The prompt with the broken clauses replaced by ones that the twin keeps."""
+    perturbed: tuple[int, ...]
+    """Which clauses the twin breaks."""
+
+
+def verdicts(world: World, *layouts: Things) -> dict[str, dict[Clause, tuple[bool | None, ...]]]:
+    """For each relation of the world, what each layout says of each of its clauses."""
+    kinds = sorted(thing.kind for thing in layouts[0])
+    return {
+        relation: {clause: tuple(verdict(clause, things) for things in layouts) for clause in clauses_about(kinds, relation)}
+        for relation in world.relations
+    }
+
+
+def _by_relation(said: dict, wanted: tuple) -> dict[str, list[Clause]]:
+    """The clauses of which the layouts say `wanted`, by relation; relations without any are left out."""
+    found = {relation: [c for c, v in clauses.items() if v == wanted] for relation, clauses in said.items()}
+    return {relation: clauses for relation, clauses in found.items() if clauses}
+
+
+def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> list[Clause]:
+    """So many different clauses, relations being equally likely."""
+    drawn: list[Clause] = []
+    while found and len(drawn) < count:
+        relation = rng.choice(list(found))
+        drawn.append(clause := rng.choice(found[relation]))
+        found[relation] = [other for other in found[relation] if set(other.about) != set(clause.about)]
+        if not found[relation]:
+            del found[relation]
+    return drawn
+
+
+def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
+    """A pair of this world."""
+    while True:
+        scene = new_scene(rng, world, drawings)
+        twin = new_twin(rng, scene, world)
+        if twin is None:
+            continue
+        kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
+        said = verdicts(world, kept.things, broken.things)
+        count = rng.randint(*world.clauses)
+        breaks = _draw(rng, _by_relation(said, (True, False)), rng.randint(1, min(2, count)))
+        gains = _by_relation(said, (False, True))
+        replacements = [_replacement(rng, clause, gains) for clause in breaks]
+        holds = _draw(rng, _by_relation(said, (True, True)), count - len(breaks))
+        if not breaks or None in replacements or len(breaks) + len(holds) < world.clauses[0]:
+            continue
+        clauses = list(zip(breaks, replacements)) + [(clause, clause) for clause in holds]
+        rng.shuffle(clauses)
+        told, told_of_twin = (tuple(side) for side in zip(*clauses))
+        seed = rng.getrandbits(32)
+        return Pair(
+            write(random.Random(seed), told, world.phrasings),
+            kept,
+            broken,
+            write(random.Random(seed), told_of_twin, world.phrasings),
+            tuple(i for i, (clause, other) in enumerate(clauses) if clause != other),
+        )
+
+
+def _replacement(rng: random.Random, clause: Clause, gains: dict[str, list[Clause]]) -> Clause | None:
+    """What the twin keeps instead of a clause: about the same things if there is such a one."""
+    every = [other for clauses in gains.values() for other in clauses]
+    for alike in (
+        [other for other in every if set(other.about) == set(clause.about)],
+        [other for other in every if set(other.about) & set(clause.about)],
+        every,
+    ):
+        if alike:
+            return rng.choice(alike)
+    return None
+
+
+class Question(NamedTuple):
+    prompt: Prompt
+    truths: tuple[tuple[bool, ...], ...]
+    """For each picture that is asked about, whether it keeps each clause."""
+
+
+def new_questions(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
+    """One scene and so many prompts about it, for the first stage.
+
+    Half of the prompts are kept in full; in the others one clause or two are broken. A relation is asked only where the
+    scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone say
+    nothing.
+    """
+    while True:
+        scene = new_scene(rng, world, drawings)
+        said = verdicts(world, scene.things)
+        true, false = _by_relation(said, (True,)), _by_relation(said, (False,))
+        both = [relation for relation in world.relations if relation in true and relation in false]
+        if both:
+            break
+    questions = []
+    for _ in range(count):
+        length = rng.randint(*world.clauses)
+        broken = rng.randint(1, min(2, length)) if rng.random() < 0.5 else 0
+        truths = [False] * broken + [True] * (length - broken)
+        rng.shuffle(truths)
+        clauses = tuple(rng.choice((true if truth else false)[rng.choice(both)]) for truth in truths)
+        questions.append(Question(write(rng, clauses, world.phrasings), (tuple(truths),)))
+    return [scene], questions
+
+
+def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
+    """A scene, its twin, and so many prompts, each of which one of the two keeps and the other breaks: the paper's stage."""
+    while True:
+        scene = new_scene(rng, world, drawings)
+        twin = new_twin(rng, scene, world)
+        if twin is None:
+            continue
+        said = verdicts(world, scene.things, twin.things)
+        kept_by = {True: _by_relation(said, (True, False)), False: _by_relation(said, (False, True))}
+        if all(kept_by.values()):
+            break
+    holds = _by_relation(said, (True, True))
+    questions = []
+    for _ in range(count):
+        winner = rng.random() < 0.5
+        length = rng.randint(*world.clauses)
+        breaks = _draw(rng, dict(kept_by[winner]), rng.randint(1, min(2, length)))
+        clauses = [(clause, False) for clause in breaks]
+        clauses += [(clause, True) for clause in _draw(rng, dict(holds), length - len(breaks))]
+        rng.shuffle(clauses)
+        told, broken = (tuple(side) for side in zip(*clauses))
+        kept = (True,) * len(told)
+        questions.append(Question(write(rng, told, world.phrasings), (kept, broken) if winner else (broken, kept)))
+    return [scene, twin], questions

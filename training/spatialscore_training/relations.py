@@ -1,0 +1,165 @@
+"""Clauses about places, and what a layout says of them.
+
+A clause is kept, broken, or too close to call; only clauses that are clearly kept or clearly broken are ever stated, so
+that no label is doubtful. Lengths are fractions of the picture's side; y grows downwards. A clause is about things by
+their kind's word, which is unique in a scene.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Iterable, NamedTuple
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A drawing in its place: the middle, the width and the height of its box."""
+
+    kind: str
+    style: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        half_width, half_height = self.width / 2, self.height / 2
+        return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
+
+
+Things = tuple[Thing, ...]  # From the one farthest behind to the one in front.
+
+
+class Clause(NamedTuple):
+    """That `relation` holds between the things of these kinds."""
+
+    relation: str
+    about: tuple[str, ...]
+
+
+# Where "clearly" begins, and what is no longer so at all.
+BESIDE = 0.12
+CORNER_GAP, EDGE_GAP, FAR_GAP = 0.06, 0.05, 0.2
+CENTRE, OFF_CENTRE = 0.06, 0.18
+IN_LINE, OUT_OF_LINE = 0.04, 0.14
+COVERED = 0.15
+
+
+def overlap(a: Thing, b: Thing) -> float:
+    """How much of the smaller box lies in the other."""
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = a.box, b.box
+    width, height = min(right, right2) - max(left, left2), min(bottom, bottom2) - max(top, top2)
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min(a.width * a.height, b.width * b.height)
+
+
+def _verdict(kept: bool, broken: bool) -> bool | None:
+    return True if kept else False if broken else None
+
+
+def _beyond(along: float, across: float) -> bool | None:
+    """Whether one thing is on this side of another: so far along the axis, so far across it."""
+    return _verdict(along >= max(BESIDE, abs(across) / 2), along <= -BESIDE)
+
+
+def _in_front(things: Things, a: int, b: int) -> bool | None:
+    return None if overlap(things[a], things[b]) < COVERED else a > b
+
+
+def _between(a: Thing, b: Thing, c: Thing) -> bool | None:
+    dx, dy = c.x - b.x, c.y - b.y
+    length2 = dx * dx + dy * dy
+    if length2 < 0.09:
+        return None
+    along = ((a.x - b.x) * dx + (a.y - b.y) * dy) / length2
+    aside = abs((a.x - b.x) * dy - (a.y - b.y) * dx) / length2
+    return _verdict(0.25 <= along <= 0.75 and aside <= 0.2, not -0.05 <= along <= 1.05 or aside >= 0.45)
+
+
+def _corner(horizontal: float, vertical: float) -> bool | None:
+    return _verdict(max(horizontal, vertical) <= CORNER_GAP, max(horizontal, vertical) >= FAR_GAP)
+
+
+def _edge(gap: float) -> bool | None:
+    return _verdict(gap <= EDGE_GAP, gap >= FAR_GAP)
+
+
+def _line(distance: float) -> bool | None:
+    return _verdict(abs(distance) <= IN_LINE, abs(distance) >= OUT_OF_LINE)
+
+
+def _empty(overhangs: Iterable[float]) -> bool | None:
+    """Of a half: how far the middle of each thing is inside it, less and plus half its size."""
+    near, middle = zip(*overhangs)
+    return _verdict(max(near) <= 0, max(middle) >= 0.08)
+
+
+def _one(rule):
+    return lambda things, a: rule(things[a], *things[a].box)
+
+
+def _two(rule):
+    return lambda things, a, b: rule(things[a], things[b])
+
+
+def _half(rule):
+    return lambda things: _empty(rule(thing, *thing.box) for thing in things)
+
+
+# Each relation's rule, given the layout and the indices of the things that it is about.
+RULES = {
+    "left_of": _two(lambda a, b: _beyond(b.x - a.x, b.y - a.y)),
+    "right_of": _two(lambda a, b: _beyond(a.x - b.x, b.y - a.y)),
+    "above": _two(lambda a, b: _beyond(b.y - a.y, b.x - a.x)),
+    "below": _two(lambda a, b: _beyond(a.y - b.y, b.x - a.x)),
+    "in_front_of": lambda things, a, b: _in_front(things, a, b),
+    "behind": lambda things, a, b: _in_front(things, b, a),
+    "between": lambda things, a, b, c: _between(things[a], things[b], things[c]),
+    "top_left_corner": _one(lambda a, left, top, right, bottom: _corner(left, top)),
+    "top_right_corner": _one(lambda a, left, top, right, bottom: _corner(1 - right, top)),
+    "bottom_left_corner": _one(lambda a, left, top, right, bottom: _corner(left, 1 - bottom)),
+    "bottom_right_corner": _one(lambda a, left, top, right, bottom: _corner(1 - right, 1 - bottom)),
+    "left_edge": _one(lambda a, left, top, right, bottom: _edge(left)),
+    "right_edge": _one(lambda a, left, top, right, bottom: _edge(1 - right)),
+    "top_edge": _one(lambda a, left, top, right, bottom: _edge(top)),
+    "bottom_edge": _one(lambda a, left, top, right, bottom: _edge(1 - bottom)),
+    "centered": _one(
+        lambda a, *_: _verdict(
+            max(abs(a.x - 0.5), abs(a.y - 0.5)) <= CENTRE, max(abs(a.x - 0.5), abs(a.y - 0.5)) >= OFF_CENTRE
+        )
+    ),
+    "in_row": _two(lambda a, b: _line(a.y - b.y)),
+    "in_column": _two(lambda a, b: _line(a.x - b.x)),
+    "left_half_empty": _half(lambda a, left, top, right, bottom: (0.5 - left, 0.5 - a.x)),
+    "right_half_empty": _half(lambda a, left, top, right, bottom: (right - 0.5, a.x - 0.5)),
+    "upper_half_empty": _half(lambda a, left, top, right, bottom: (0.5 - top, 0.5 - a.y)),
+    "lower_half_empty": _half(lambda a, left, top, right, bottom: (bottom - 0.5, a.y - 0.5)),
+}
+
+PLAIN = ("left_of", "right_of", "above", "below")
+
+
+def arity(relation: str) -> int:
+    """How many things a relation is about."""
+    return RULES[relation].__code__.co_argcount - 1
+
+
+def family(relation: str) -> str:
+    """The name under which relations of one sort are counted."""
+    return next((sort for sort in ("corner", "edge", "empty") if relation.endswith(sort)), relation)
+
+
+def verdict(clause: Clause, things: Things) -> bool | None:
+    """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None)."""
+    index = {thing.kind: i for i, thing in enumerate(things)}
+    return RULES[clause.relation](things, *(index[kind] for kind in clause.about))
+
+
+def clauses_about(kinds: Iterable[str], relation: str) -> list[Clause]:
+    """Every clause of a relation about things of these kinds. What is between two things is so in either order."""
+    every = permutations(kinds, arity(relation))
+    if relation == "between":
+        every = (about for about in every if about[1] < about[2])
+    return [Clause(relation, about) for about in every]

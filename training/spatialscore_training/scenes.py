@@ -1,0 +1,192 @@
+"""Layouts, their twins, and pictures of them.
+
+A twin is the same scene with one thing changed: two things swapped, one moved, or the order in depth of an overlapping
+two reversed. Which of the two is "the" scene is for the toss of a coin (`pairs`), so that neither is the likelier one to
+look at.
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from .drawings import STYLES, Drawings, kinds
+from .relations import PLAIN, Thing, Things, overlap
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes may hold: a small world for a beginner, a large one for the finished model."""
+
+    kinds: int = 112
+    """How many of the kinds in `kinds.tsv`, from the top."""
+    things: tuple[int, int] = (2, 8)
+    """The least and the greatest number of things in a scene."""
+    size: tuple[float, float] = (0.16, 0.34)
+    """The longer side of a drawing, as a fraction of the picture's."""
+    relations: tuple[str, ...] = PLAIN
+    clauses: tuple[int, int] = (1, 4)
+    """The least and the greatest number of clauses in a prompt."""
+    phrasings: tuple[int, int] = (0, 99)
+    """Which of the phrasings of a relation, from and up to; see `prompts`."""
+    styles: tuple[str, ...] = STYLES
+    depth: float = 0.0
+    """How often a thing is laid over another."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(kinds())[: self.kinds]
+
+
+@dataclass(frozen=True)
+class Scene:
+    things: Things
+    ground: int
+    """The seed of the background."""
+
+
+def _place(rng: random.Random, width: float, height: float, others: list[Thing], world: World) -> tuple[float, float]:
+    """A place for the middle of a box: anywhere, or one that some relation calls for."""
+    x = rng.uniform(width / 2, 1 - width / 2)
+    y = rng.uniform(height / 2, 1 - height / 2)
+    if set(world.relations) <= set(PLAIN):
+        return x, y
+    wish = rng.random()
+    near = lambda size: rng.choice((size / 2 + rng.uniform(0, 0.05), 1 - size / 2 - rng.uniform(0, 0.05)))
+    if wish < 0.12:
+        return near(width), near(height)
+    if wish < 0.24:
+        return (near(width), y) if rng.random() < 0.5 else (x, near(height))
+    if wish < 0.34:
+        return 0.5 + rng.uniform(-0.05, 0.05), 0.5 + rng.uniform(-0.05, 0.05)
+    if others and wish < 0.5:
+        other = rng.choice(others)
+        return (x, other.y + rng.uniform(-0.03, 0.03)) if rng.random() < 0.5 else (other.x + rng.uniform(-0.03, 0.03), y)
+    if len(others) > 1 and wish < 0.65:
+        a, b = rng.sample(others, 2)
+        share = rng.uniform(0.35, 0.65)
+        return a.x + share * (b.x - a.x) + rng.uniform(-0.03, 0.03), a.y + share * (b.y - a.y) + rng.uniform(-0.03, 0.03)
+    return x, y
+
+
+def _over(rng: random.Random, width: float, height: float, other: Thing) -> tuple[float, float]:
+    """A place that lies partly over another thing."""
+    reach_x, reach_y = (width + other.width) / 2, (height + other.height) / 2
+    far, near = rng.uniform(0.45, 0.65), rng.uniform(-0.4, 0.4)
+    along, across = (far, near) if rng.random() < 0.5 else (near, far)
+    return other.x + rng.choice((-1, 1)) * along * reach_x, other.y + rng.choice((-1, 1)) * across * reach_y
+
+
+def _inside(thing: Thing) -> bool:
+    left, top, right, bottom = thing.box
+    return left >= 0 and top >= 0 and right <= 1 and bottom <= 1
+
+
+def allowed(things: Things) -> bool:
+    """Everything inside the picture, and boxes either well apart or well over each other, each over one at most."""
+    if not all(map(_inside, things)):
+        return False
+    covers = [0] * len(things)
+    for i, a in enumerate(things):
+        for j in range(i):
+            covered = overlap(a, things[j])
+            if covered and not 0.15 <= covered <= 0.55:
+                return False
+            if covered:
+                covers[i] += 1
+                covers[j] += 1
+    return max(covers) <= 1
+
+
+def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
+    """A scene of this world."""
+    while True:
+        words = rng.sample(world.words, rng.randint(*world.things))
+        style = rng.choice(world.styles)
+        things: list[Thing] = []
+        for word in words:
+            width, height = drawings.shape(word, style)
+            for _ in range(12):
+                size = rng.uniform(*world.size)
+                w, h = width * size, height * size
+                if things and rng.random() < world.depth:
+                    x, y = _over(rng, w, h, rng.choice(things))
+                else:
+                    x, y = _place(rng, w, h, things, world)
+                if allowed((*things, thing := Thing(word, style, x, y, w, h))):
+                    things.append(thing)
+                    break
+            else:
+                break
+        if len(things) == len(words):
+            rng.shuffle(things)
+            return Scene(tuple(things), rng.getrandbits(32))
+
+
+def _swapped(rng: random.Random, things: Things, world: World) -> Things:
+    i, j = rng.sample(range(len(things)), 2)
+    changed = list(things)
+    changed[i] = replace(things[i], x=things[j].x, y=things[j].y)
+    changed[j] = replace(things[j], x=things[i].x, y=things[i].y)
+    return tuple(changed)
+
+
+def _moved(rng: random.Random, things: Things, world: World) -> Things:
+    i = rng.randrange(len(things))
+    thing = things[i]
+    x, y = _place(rng, thing.width, thing.height, [*things[:i], *things[i + 1 :]], world)
+    return *things[:i], replace(thing, x=x, y=y), *things[i + 1 :]
+
+
+def _reordered(rng: random.Random, things: Things, world: World) -> Things:
+    touching = [(j, i) for i in range(len(things)) for j in range(i) if overlap(things[i], things[j])]
+    changed = list(things)
+    if touching:
+        j, i = rng.choice(touching)
+        changed[i], changed[j] = things[j], things[i]
+    return tuple(changed)
+
+
+def new_twin(rng: random.Random, scene: Scene, world: World) -> Scene | None:
+    """The scene with one change, on a background of its own; None where no change could be made."""
+    for _ in range(12):
+        change = rng.choice((_swapped, _moved, _reordered) if world.depth else (_swapped, _moved))
+        things = change(rng, scene.things, world)
+        if things != scene.things and allowed(things):
+            return Scene(things, rng.getrandbits(32))
+    return None
+
+
+# Pictures
+
+
+def background(seed: int, side: int) -> Image.Image:
+    """Plain, shaded, or mottled, sometimes with bands or a horizon; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    grid = rng.choice((1, 2, 3, 5))
+    base = rng.integers(30, 236, 3)
+    colours = np.clip(base + rng.normal(0, rng.choice((8, 25, 45)), (grid, grid, 3)), 0, 255).astype(np.uint8)
+    image = Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC)
+    if rng.random() < 0.3:
+        shade = np.clip(base + rng.normal(0, 30, 3), 0, 255).astype(np.uint8)
+        band = Image.new("RGB", (side, side), tuple(int(c) for c in shade))
+        lines = np.zeros((side, side), np.uint8)
+        if rng.random() < 0.5:
+            lines[int(side * rng.uniform(0.2, 0.8)) :] = 255
+        else:
+            width = int(rng.integers(max(2, side // 28), side // 6))
+            lines[(np.arange(side) // width) % 2 == 0] = 255
+            lines = lines if rng.random() < 0.5 else lines.T
+        image.paste(band, (0, 0), Image.fromarray(np.ascontiguousarray(lines)))
+    return image
+
+
+def draw(scene: Scene, side: int, drawings: Drawings) -> Image.Image:
+    """The picture of a scene, `side` pixels wide and high."""
+    image = background(scene.ground, side)
+    for thing in scene.things:
+        left, top, right, bottom = (round(edge * side) for edge in thing.box)
+        drawing = drawings.scaled(thing.kind, thing.style, max(1, right - left), max(1, bottom - top))
+        image.paste(drawing, (left, top), drawing)
+    return image

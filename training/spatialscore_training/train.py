@@ -1,0 +1,261 @@
+"""Trains the small SpatialScore, stage after stage, as a recipe (`mini.toml`) says.
+
+    spatialscore-train                       every stage of the recipe, from where the run stands
+    spatialscore-train --stage see           one stage, for instance beside another on a second core
+    spatialscore-train --run NAME            a run of its own under .cache/runs/NAME
+
+Stages: the vision tower learns what lies under each of its tokens (`eyes`); meanwhile the decoder learns to read prompts
+over visual tokens made from the generator's truth (`reader`); then the two are joined and learn on pictures (`all`),
+with a clause as the unit of truth and, where a stage duels, with the paper's Gaussian Bradley-Terry loss on pairs.
+
+A run's folder holds a state for each stage (weights, optimiser, random numbers, step), its learning curve as CSV, PNG
+and TensorBoard. A stage that is stopped goes on exactly where its last state was written.
+"""
+
+import argparse
+import csv
+import time
+import tomllib
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from math import cos, pi
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from . import losses
+from .batches import Batch, Lessons
+from .curves import plot_curves
+from .drawings import DEFAULT_FOLDER
+from .model import Tutor, look, names, new_model, read, whiten
+from .relations import PLAIN, RULES
+from .scenes import World
+from .tokenizer import kind_ids, train_tokenizer
+from .truth import EXTRAS
+
+RUNS = Path(".cache/runs")
+SAVE_EVERY, LOG_EVERY = 150.0, 20
+"""Seconds between states, steps between lines of the learning curve."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe."""
+
+    name: str
+    trains: str
+    """`eyes` (the vision tower), `reader` (the decoder over true visual tokens), or `all`."""
+    world: World
+    steps: int
+    rows: int
+    """Pictures in a batch."""
+    prompts: int
+    """Prompts to a picture."""
+    rate: float
+    """The greatest learning rate of AdamW."""
+    side: int = 224
+    duel: bool = False
+    final: float = 0.05
+    """The learning rate at the end, as a share of the greatest."""
+    warmup: int = 100
+    after: tuple[str, ...] = ()
+    """Stages whose weights this one starts from: of an `eyes` stage the eyes, of a `reader` stage the rest."""
+
+
+def read_recipe(path: Path | None) -> list[Stage]:
+    """The stages of a recipe: a world by default, changed by each stage's own."""
+    text = path.read_text() if path else (files(__package__) / "mini.toml").read_text()
+    recipe = tomllib.loads(text)
+    stages = []
+    for name, stage in recipe["stages"].items():
+        world = {key: tuple(v) if isinstance(v, list) else v for key, v in (recipe["world"] | stage.pop("world", {})).items()}
+        relations = {"plain": PLAIN, "all": tuple(RULES)}[world.pop("relations")]
+        stages.append(Stage(name, world=World(relations=relations, **world), after=tuple(stage.pop("after", ())), **stage))
+    return stages
+
+
+class Trainer:
+    """A stage in progress."""
+
+    def __init__(self, stage: Stage, folder: Path, drawings: Path, seed: int, device: str):
+        self.stage, self.folder, self.device = stage, folder, device
+        self.tokenizer = train_tokenizer()
+        self.model = new_model(self.tokenizer, seed).to(device)
+        self.tutor = Tutor(self.model.config.text_config.hidden_size, EXTRAS, seed).to(device)
+        for name in stage.after:
+            self._inherit(torch.load(folder / f"{name}.pt", map_location=device, weights_only=True))
+        eyes = set(self.model.model.visual.parameters())
+        wanted = {"eyes": lambda p: p in eyes, "reader": lambda p: p not in eyes, "all": lambda p: True}[stage.trains]
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(wanted(parameter))
+        if stage.trains == "reader":
+            self._fix_names()
+        every = [*self.model.parameters(), *self.tutor.parameters()]
+        matrices = [p for p in every if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in every if p.requires_grad and p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
+        self.lessons = Lessons(
+            stage.world, stage.side, stage.rows, stage.prompts, stage.duel, stage.trains != "reader", self.tokenizer, drawings, f"{seed}:{stage.name}"
+        )
+        if stage.trains == "eyes" and not stage.after:
+            whiten(self.model, torch.cat([self.lessons[-i].pictures for i in range(1, 9)]).to(device))
+        self.step = 0
+        torch.manual_seed(seed)
+        if self.path.exists():
+            self._restore(torch.load(self.path, map_location=device, weights_only=True))
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.stage.name}.pt"
+
+    def _inherit(self, state: dict) -> None:
+        """Weights of an earlier stage: those which it trained."""
+        ours = {"eyes": lambda n: n.startswith("model.visual"), "reader": lambda n: not n.startswith("model.visual"), "all": lambda n: True}
+        self.model.load_state_dict({n: w for n, w in state["model"].items() if ours[state["trains"]](n)}, strict=False)
+        if state["trains"] != "eyes":
+            self.tutor.load_state_dict(state["tutor"], strict=False)
+
+    def _fix_names(self) -> None:
+        """Keeps the kinds' words where the eyes, which learn beside, look for them."""
+        table = self.model.model.language_model.embed_tokens.weight
+        fixed = torch.zeros(len(table), 1, device=self.device)
+        fixed[kind_ids(self.tokenizer)] = 1
+        table.register_hook(lambda gradient: gradient * (1 - fixed))
+
+    def _restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.tutor.load_state_dict(state["tutor"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"].cpu())
+        self.step = state["step"]
+
+    def save(self) -> None:
+        """Writes the state, whole or not at all."""
+        state = {"trains": self.stage.trains, "step": self.step, "random": torch.get_rng_state()}
+        state |= {"model": self.model.state_dict(), "tutor": self.tutor.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save(state, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").replace(self.path)
+
+    def _imagine(self, kinds: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """True visual tokens, blurred a little, some of them blank: what the eyes will give before they are perfect."""
+        lost = torch.rand(batch.kind.shape, device=self.device) < 0.05
+        visual = self.tutor.visual_tokens(kinds, batch.kind.masked_fill(lost, -1), batch.extras)
+        return visual + 0.3 * torch.randn_like(visual)
+
+    def losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The stage's loss on a batch, and the figures to watch."""
+        kinds = names(self.model, self.tokenizer)
+        loss, figures = torch.zeros((), device=self.device), {}
+        if self.stage.trains == "reader":
+            visual = self._imagine(kinds.detach(), batch)
+        else:
+            visual = look(self.model, batch.pictures)
+            loss, figures = losses.seeing(visual, kinds[: self.stage.world.kinds].detach(), self.tutor, batch)
+        if self.stage.trains != "eyes":
+            hidden = read(self.model, visual, batch.ids, batch.positions, batch.mask)
+            at = hidden[-1].gather(1, batch.reward[..., None].expand(-1, -1, hidden[-1].shape[-1]))
+            for part, seen in (
+                losses.reading(hidden, self.tutor, batch, self.model.config.image_token_id),
+                losses.judging(self.model.rm_head(at), batch),
+            ):
+                loss, figures = loss + part, figures | seen
+        return loss, {"loss": loss} | figures
+
+    def _rate(self) -> float:
+        """Linear warm-up, then half a cosine down to the final rate."""
+        cosine = (1 + cos(pi * self.step / self.stage.steps)) / 2
+        share = self.stage.final + (1 - self.stage.final) * cosine
+        return self.stage.rate * min(1.0, (self.step + 1) / self.stage.warmup) * share
+
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One step; returns the figures to watch."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate()
+        loss, figures = self.losses(batch)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        return {name: float(value.detach()) for name, value in figures.items()}
+
+    def run(self, workers: int, until: float) -> None:
+        """Trains to the end of the stage, or to the time `until`."""
+        loader = DataLoader(self.lessons, batch_size=None, sampler=range(self.step, self.stage.steps), num_workers=workers)
+        curve = _Curve(self.folder, self.stage.name, self.step)
+        saved = logged = time.monotonic()
+        bar = tqdm(loader, desc=self.stage.name, initial=self.step, total=self.stage.steps, unit="step", mininterval=5)
+        self.model.train()
+        for batch in bar:
+            curve.note(self.advance(batch.to(self.device)))
+            now = time.monotonic()
+            if self.step % LOG_EVERY == 0:
+                means = curve.write(self.step, self.stage.rows * LOG_EVERY / (now - logged))
+                bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in means.items()))
+                logged = now
+            if now - saved > SAVE_EVERY:
+                self.save()
+                saved = now
+            if now > until:
+                break
+        self.save()
+        plot_curves(self.folder)
+
+
+class _Curve:
+    """The learning curve of a stage: means over the steps between two lines."""
+
+    def __init__(self, folder: Path, name: str, step: int):
+        self.path, self.values = folder / f"{name}.csv", []
+        self.board = SummaryWriter(folder / "tensorboard" / name, purge_step=step)
+        lines = list(csv.DictReader(self.path.open())) if step and self.path.exists() else []
+        self.lines = [line for line in lines if int(line["step"]) <= step]
+
+    def note(self, figures: dict[str, float]) -> None:
+        self.values.append(figures)
+
+    def write(self, step: int, pictures_per_second: float) -> dict[str, float]:
+        means = {name: sum(value[name] for value in self.values) / len(self.values) for name in self.values[0]}
+        means["pictures_per_second"] = pictures_per_second
+        self.values = []
+        self.lines.append({"step": step} | {name: f"{value:.5g}" for name, value in means.items()})
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.lines[-1])
+            writer.writeheader()
+            writer.writerows(self.lines)
+        for name, value in means.items():
+            self.board.add_scalar(name, value, step)
+        return means
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, help="a recipe of your own (default: the package's mini.toml)")
+    parser.add_argument("--run", default="mini", help="the run's name (default: %(default)s)")
+    parser.add_argument("--stage", help="only this stage (default: each in turn)")
+    parser.add_argument("--steps", type=int, help="end a stage after so many steps in place of the recipe's")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop, resumable, after so long (default: never)")
+    parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder of the drawings (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw ahead of the trainer (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folder = RUNS / options.run
+    folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * options.minutes
+    stages = read_recipe(options.recipe)
+    for stage in stages:
+        if options.stage in (None, stage.name) and time.monotonic() < until:
+            stage = replace(stage, steps=options.steps or stage.steps)
+            Trainer(stage, folder, options.drawings, options.seed, options.device).run(options.workers, until)
+
+
+if __name__ == "__main__":
+    main()

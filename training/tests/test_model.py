@@ -1,0 +1,72 @@
+"""The trainer's short cuts give what transformers gives, and a stage resumes bit for bit."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
+
+from spatialscore_training.batches import Lessons
+from spatialscore_training.model import look, new_model, patches, read
+from spatialscore_training.scenes import World
+from spatialscore_training.tokenizer import kind_ids, train_tokenizer
+from spatialscore_training.train import Stage, Trainer
+
+from test_generator import drawings, folder  # noqa: F401
+
+WORLD = World(kinds=16, things=(2, 3), clauses=(1, 2))
+SIDE = 112
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def batch(folder, tokenizer):
+    return Lessons(WORLD, SIDE, 2, 3, duel=True, drawn=True, tokenizer=tokenizer, drawings=folder, seed="0")[0]
+
+
+def test_any_text_is_legal(tokenizer):
+    text = "Ünïcode ☃ and 日本語, \t tabs"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert len(set(kind_ids(tokenizer))) == len(kind_ids(tokenizer))
+
+
+def test_patches_are_the_image_processors(batch):
+    processor = Qwen2VLImageProcessorPil(min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE)
+    values = processor(Image.fromarray(batch.pictures[1].numpy()), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(patches(batch.pictures[1:]), values, atol=1e-6)
+
+
+@torch.no_grad()
+def test_prompts_packed_are_as_alone(batch, tokenizer):
+    model = new_model(tokenizer, 0).eval()
+    hidden = read(model, look(model, batch.pictures), batch.ids, batch.positions, batch.mask)[-1]
+    grid = SIDE // 14
+    start = int(batch.mask[0, 0, batch.reward[0, 2]].nonzero().diff(dim=0).argmax()) + 1  # the end of the common frame
+    first, last = int(batch.reward[0, 1]) + 1, int(batch.reward[0, 2])
+    ids = torch.cat([batch.ids[:1, :start], batch.ids[:1, first : last + 1]], dim=1)
+    alone = model.model(
+        input_ids=ids,
+        pixel_values=patches(batch.pictures[:1]),
+        image_grid_thw=torch.tensor([[1, grid, grid]]),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        use_cache=False,
+    ).last_hidden_state[0, -1]
+    assert torch.allclose(hidden[0, last], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("trains", ["eyes", "reader", "all"])
+def test_a_stage_resumes_bit_for_bit(trains, folder, tmp_path):
+    stage = Stage("try", trains, WORLD, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE, duel=trains == "all")
+    weights = []
+    for name, halts in (("whole", [4]), ("halves", [2, 4])):
+        (tmp_path / name).mkdir()
+        for halt in halts:
+            trainer = Trainer(stage, tmp_path / name, folder, 0, "cpu")
+            while trainer.step < halt:
+                trainer.advance(trainer.lessons[trainer.step])
+            trainer.save()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
