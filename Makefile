@@ -76,9 +76,12 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/training/bin/python -m pip install -q -e "training[server,lora,test]"
 	@touch $@
 
-train-mini: .venv/training/installed .cache/drawings/fetched ## Train models/spatialscore-mini again, resuming where it stood
-	.venv/training/bin/spatialscore-train
-	.venv/training/bin/python -m spatialscore_training.export .cache/runs/mini/join.pt models/spatialscore-mini
+# The stage `join` of the recipe is not part of the shipped checkpoint: its halves are put together as they are.
+train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-in checkpoint again, resuming where it stood
+	for stage in see read read-more read-all see-more read-on; do \
+	    .venv/training/bin/spatialscore-train --stage $$stage; done
+	cd .cache/runs/mini && $(CURDIR)/.venv/training/bin/python -m spatialscore_training.merge see-more.pt read-on.pt merged.pt
+	.venv/training/bin/python -m spatialscore_training.export .cache/runs/mini/merged.pt .cache/export/spatialscore-mini
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python

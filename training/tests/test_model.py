@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
+from spatialscore_training import merge
 from spatialscore_training.batches import Lessons
 from spatialscore_training.model import look, new_model, patches, read
 from spatialscore_training.scenes import World
@@ -70,3 +71,17 @@ def test_a_stage_resumes_bit_for_bit(trains, folder, tmp_path):
             trainer.save()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_merge_takes_the_eyes_of_one_state_and_the_rest_of_the_other(tmp_path, monkeypatch):
+    eyes = {"model.visual.a": torch.ones(2), "rm_head.0.weight": torch.ones(2)}
+    reader = {"model.visual.a": torch.zeros(2), "rm_head.0.weight": torch.zeros(2)}
+    torch.save({"model": eyes, "step": 3}, tmp_path / "eyes.pt")
+    torch.save({"model": reader, "step": 5}, tmp_path / "reader.pt")
+    paths = [str(tmp_path / f"{name}.pt") for name in ("eyes", "reader", "merged")]
+    monkeypatch.setattr("sys.argv", ["merge", *paths])
+    merge.main()
+    merged = torch.load(paths[2], weights_only=True)
+    assert merged["step"] == 5
+    assert merged["model"]["model.visual.a"].tolist() == [1, 1]
+    assert merged["model"]["rm_head.0.weight"].tolist() == [0, 0]
