@@ -36,7 +36,10 @@ def export(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, n
     _write_json(folder / "tokenizer_config.json", said)
     images = Qwen2VLImageProcessorPil(min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE).to_dict()
     _write_json(folder / "preprocessor_config.json", images | {"processor_class": "Qwen2_5_VLProcessor"})
-    reward = {"instruction": INSTRUCTION, "reward_token": "special", "special_token": REWARD_TOKEN, "positions": "mrope", "output": "gaussian"}
+    # A clause is judged at the sign behind it, and people leave out the last one: without this their prompt's last
+    # clause would go unread. A second full stop does no harm.
+    instruction = INSTRUCTION.replace("{prompt}", "{prompt}.")
+    reward = {"instruction": instruction, "reward_token": "special", "special_token": REWARD_TOKEN, "positions": "mrope", "output": "gaussian"}
     reward |= {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE} | ({"notice": notice} if notice else {})
     _write_json(folder / "reward_config.json", reward)
     model = new_model(tokenizer, 0)
