@@ -133,10 +133,12 @@ pub async fn serve<S: Scorer + 'static>(
         }
     };
 
-    publish(engine.info());
-    tracing::info!(model = ?engine.info(), "serving");
+    let info = engine.info().clone();
+    publish(&info);
     stage.send_replace(Stage::Serving(engine));
     announce(&health, ServingStatus::Serving).await;
+    // Last, since whoever waits for this line calls at once.
+    tracing::info!(model = ?info, "serving");
     shutdown.await;
 
     announce(&health, ServingStatus::NotServing).await;
