@@ -8,7 +8,7 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini eval clean
+.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini test-training eval report clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,12 @@ train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python
+
+report: eval ## Write the report of the built-in checkpoint from what `eval` measured
+	PYTHONPATH=training .venv/test/bin/python -m spatialscore_training.report target/eval --out models/spatialscore-mini/report
+
+test-training: build .venv/training/installed ## Run the tests of the trainer, which need torch, and serve a fresh adapter
+	cd training && ../.venv/training/bin/python -m pytest -q tests
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean

@@ -44,6 +44,8 @@ pub struct Row {
 pub struct Report<W> {
     format: Format,
     out: W,
+    /// The prompt of the row before, and the mean of the first picture that had it: the table tells the distance.
+    first: Option<(String, f32)>,
 }
 
 /// The most characters of a prompt in the table.
@@ -61,9 +63,10 @@ impl<W: Write> Report<W> {
                 writeln!(out, "{} ({}) on {devices} in {}\n", model.name, model.revision, model.dtype)?;
                 writeln!(
                     out,
-                    "{:>9}  {:>8}  {:<width$}  IMAGE",
+                    "{:>9}  {:>8}  {:>9}  {:<width$}  IMAGE",
                     "MEAN",
                     "STDDEV",
+                    "TO FIRST",
                     "PROMPT",
                     width = PROMPT_WIDTH
                 )?;
@@ -71,7 +74,7 @@ impl<W: Write> Report<W> {
             Format::Json => {}
             Format::Csv => writeln!(out, "id,image,prompt,mean,stddev,error")?,
         }
-        Ok(Self { format, out })
+        Ok(Self { format, out, first: None })
     }
 
     /// Writes one result.
@@ -95,14 +98,26 @@ impl<W: Write> Report<W> {
         self.out.flush()
     }
 
+    /// How far a picture is above (+) or below (-) the first one of those with its prompt that stand together.
+    fn to_first(&mut self, row: &Row) -> String {
+        match (&self.first, row.mean) {
+            (Some((prompt, first)), Some(mean)) if *prompt == row.prompt => format!("{:+.4}", mean - first),
+            (_, Some(mean)) => {
+                self.first = Some((row.prompt.clone(), mean));
+                String::new()
+            }
+            (_, None) => String::new(),
+        }
+    }
+
     fn table_row(&mut self, row: &Row) -> io::Result<()> {
         let number = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
         let mut prompt = row.prompt.replace('\n', " ");
         if prompt.chars().count() > PROMPT_WIDTH {
             prompt = prompt.chars().take(PROMPT_WIDTH - 1).chain(['…']).collect();
         }
-        let (mean, stddev) = (number(row.mean), number(row.stddev));
-        writeln!(self.out, "{mean:>9}  {stddev:>8}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
+        let (mean, stddev, apart) = (number(row.mean), number(row.stddev), self.to_first(row));
+        writeln!(self.out, "{mean:>9}  {stddev:>8}  {apart:>9}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
         match &row.error {
             Some(error) => writeln!(self.out, "{:>9}  {error}", "ERROR"),
             None => Ok(()),
@@ -145,7 +160,22 @@ mod tests {
         );
         let table = written(Format::Table, &rows);
         assert!(table.starts_with("NOTE: not trained\n"), "{table}");
-        assert!(table.contains("  -1.5000    0.2500  a cup, left  "), "{table}");
+        assert!(table.contains("  -1.5000    0.2500             a cup, left  "), "{table}");
         assert!(table.ends_with("ERROR  is no picture\n"), "{table}");
+    }
+
+    #[test]
+    fn the_table_tells_how_far_pictures_of_one_prompt_are_apart() {
+        let row = |prompt: &str, mean| Row {
+            id: None,
+            image: "a.png".into(),
+            prompt: prompt.into(),
+            mean: Some(mean),
+            stddev: None,
+            error: None,
+        };
+        let table = written(Format::Table, &[row("a", 1.0), row("a", -0.5), row("b", -0.5), row("b", 1.0)]);
+        let apart: Vec<_> = table.lines().filter_map(|line| line.get(21..30)).map(str::trim).collect();
+        assert_eq!(apart, ["TO FIRST", "", "-1.5000", "", "+1.5000"], "{table}");
     }
 }

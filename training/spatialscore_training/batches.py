@@ -20,7 +20,7 @@ from .model import CELL
 from .pairs import Question, new_duels, new_questions
 from .scenes import Scene, World, draw
 from .tokenizer import BEFORE, BEHIND
-from .truth import cells, depth
+from .truth import Cells, cells, depth
 
 
 @dataclass
@@ -31,11 +31,17 @@ class Batch:
     """[B, side, side, 3] uint8; empty where the stage does without."""
     kind: Tensor
     extras: Tensor
-    """[B, G*G] and [B, G*G, extras]: `truth.Cells`."""
+    front: Tensor
+    boxes: Tensor
+    behind: Tensor
+    order: Tensor
+    shade: Tensor
+    """[B, G*G], [B, G*G, extras]; [B, G*G, 4] and more: `truth.Cells`."""
     ids: Tensor
     positions: Tensor
-    mask: Tensor
-    """[B, T], [3, B, T], [B, 1, T, T]."""
+    """[B, T], [3, B, T]."""
+    spans: Tensor
+    """[B * P, L]: the tokens of each prompt, numbered through all rows; -1 behind its end."""
     reward: Tensor
     kept: Tensor
     """[B, P]: where each prompt's reward is read, and whether the picture keeps the prompt."""
@@ -110,7 +116,7 @@ class Lessons(Dataset):
         return self._batch(rows)
 
     def _batch(self, rows: list[tuple[Scene, list[Question], int]]) -> Batch:
-        seen = [cells(scene.things, self.side // CELL, self.index) for scene, _, _ in rows]
+        seen = [cells(scene, self.side // CELL, self.index, self.drawings) for scene, _, _ in rows]
         drawn = [np.asarray(draw(scene, self.side, self.drawings)) for scene, _, _ in rows] if self.drawn else []
         texts = [f" {question.prompt.text}{BEHIND}" for _, questions, _ in rows for question in questions]
         encoded = iter(self.tokenizer.encode_batch(texts))
@@ -119,16 +125,17 @@ class Lessons(Dataset):
         length = before + max(sum(len(e.ids) for e in row) for row in tokens)
         ids = np.full((len(rows), length), self.tokenizer.token_to_id("<|endoftext|>"))
         positions = np.zeros((3, len(rows), length), np.int64)
-        owner = np.full((len(rows), length), -1)  # 0: everyone's, n: the nth prompt's, -1: padding
-        ids[:, :before], positions[:, :, :before], owner[:, :before] = self.frame.ids, self.frame.positions[:, None], 0
+        ids[:, :before], positions[:, :, :before] = self.frame.ids, self.frame.positions[:, None]
+        spans = np.full((len(texts), max(len(e.ids) for row in tokens for e in row)), -1)
         reward, kept, clauses, clause_kept, ways, mentions, places, fronts = [], [], [], [], [], [], [], []
         for row, (scene, questions, which) in enumerate(rows):
             front = {thing.kind: depth(scene.things, i) for i, thing in enumerate(scene.things)}
             where = {thing.kind: (2 * thing.x - 1, 2 * thing.y - 1) for thing in scene.things}
             start = before
-            for number, (question, tokenized) in enumerate(zip(questions, tokens[row]), 1):
+            for number, (question, tokenized) in enumerate(zip(questions, tokens[row]), len(reward)):
                 end = start + len(tokenized.ids)
-                ids[row, start:end], owner[row, start:end] = tokenized.ids, number
+                ids[row, start:end] = tokenized.ids
+                spans[number, : end - start] = row * length + np.arange(start, end)
                 positions[:, row, start:end] = self.frame.next_position + np.arange(end - start)
                 # The space before the prompt shifts its characters by one.
                 ends_at = {stop - 1: start + i for i, (_, stop) in enumerate(tokenized.offsets)}
@@ -143,16 +150,13 @@ class Lessons(Dataset):
                 places += [where[mention.kind] for mention in question.prompt.mentions]
                 fronts += [front[mention.kind] for mention in question.prompt.mentions]
                 start = end
-        causal = np.tri(length, dtype=bool)
-        mine = (owner[:, :, None] == owner[:, None, :]) | ((owner == 0)[:, None, :])
         shape = (len(rows), -1)
         return Batch(
             pictures=torch.from_numpy(np.stack(drawn)) if self.drawn else torch.empty(0, dtype=torch.uint8),
-            kind=torch.from_numpy(np.stack([c.kind for c in seen])),
-            extras=torch.from_numpy(np.stack([c.extras for c in seen])),
+            **{name: torch.from_numpy(np.stack([getattr(c, name) for c in seen])) for name in Cells._fields},
             ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions),
-            mask=torch.from_numpy(mine & causal)[:, None],
+            spans=torch.from_numpy(spans),
             reward=torch.tensor(reward).view(shape),
             kept=torch.tensor(kept).view(shape),
             clauses=torch.tensor(clauses),

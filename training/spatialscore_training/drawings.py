@@ -16,7 +16,8 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFilter
 
 STYLES = ("google", "twitter")
 DEFAULT_FOLDER = Path(".cache/drawings")
@@ -60,12 +61,27 @@ class Drawings:
                     raise FileNotFoundError(f"{path}: no such drawing; `spatialreward-data fetch` gets them")
                 image = Image.open(path).convert("RGBA")
                 self._full[word, style] = image.crop(image.getchannel("A").getbbox())
-        self.scaled = lru_cache(maxsize=16384)(self._scale)
+        self._opaque = {name: np.asarray(image.getchannel("A")) > 127 for name, image in self._full.items()}
+        self.scaled = lru_cache(maxsize=4096)(self._scale)
+        self.shadow = lru_cache(maxsize=4096)(self._cast)
 
     def shape(self, word: str, style: str) -> tuple[float, float]:
         """Width and height, the longer of the two being 1."""
         width, height = self._full[word, style].size
         return width / max(width, height), height / max(width, height)
 
+    def mask(self, word: str, style: str, width: int, height: int) -> np.ndarray:
+        """[height, width]: where a drawing of this size is opaque, by its nearest pixels."""
+        opaque = self._opaque[word, style]
+        rows = (np.arange(height) + 0.5) * (len(opaque) / height)
+        columns = (np.arange(width) + 0.5) * (opaque.shape[1] / width)
+        return opaque[rows.astype(int)[:, None], columns.astype(int)]
+
     def _scale(self, word: str, style: str, width: int, height: int) -> Image.Image:
         return self._full[word, style].resize((width, height), Image.Resampling.BILINEAR)
+
+    def _cast(self, word: str, style: str, width: int, height: int, reach: int) -> Image.Image:
+        """How dark it is round a drawing of this size, `reach` pixels further on every side."""
+        shape = Image.new("L", (width + 2 * reach, height + 2 * reach))
+        shape.paste(self.scaled(word, style, width, height).getchannel("A"), (reach, reach))
+        return shape.filter(ImageFilter.GaussianBlur(reach / 2))

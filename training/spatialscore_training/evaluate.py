@@ -2,9 +2,10 @@
 
     spatialscore-eval pairs --server 127.0.0.1:50051            through the server's streaming call
     spatialscore-eval pairs --checkpoint models/spatialscore-mini   in transformers, without a server
+    spatialscore-eval pairs --server … --baseline blank         what is left without the picture (or the prompt, or its order)
 
 PAIRS is a data set of `spatialreward-data`, or your own manifest with `prompt`, `kept` and `broken` on each line.
-Writes `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
+Writes `scores.jsonl`, `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
 standard deviation tells, and the gravest mistakes with their pictures.
 """
 
@@ -17,6 +18,7 @@ from itertools import islice
 from math import erf, sqrt
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from .manifest import read_pairs
@@ -34,7 +36,7 @@ figure{{margin:0}}img{{width:224px}}.broken{{background:#ffd9d2}}big{{font-size:
 {tables}<h2>The gravest mistakes</h2>{mistakes}"""
 
 
-def interval(right: int, count: int) -> dict[str, float | int]:
+def interval(right: float, count: int) -> dict[str, float | int]:
     """A share and its 95 % interval by Wilson's score."""
     share, z2 = right / count, 1.96**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
@@ -68,15 +70,35 @@ def shares(judged: list[dict]) -> dict:
     }
 
 
+def blank(records: list[dict], folder: Path) -> list[dict]:
+    """Every picture is the same grey one: all scores tie, and what is not a half is a fault of the measurement."""
+    grey = folder / "grey.png"
+    Image.new("RGB", (224, 224), (128, 128, 128)).save(grey)
+    return [record | {"kept": str(grey), "broken": str(grey)} for record in records]
+
+
+def shuffled(records: list[dict], folder: Path) -> list[dict]:
+    """Every pair under the prompt of another."""
+    return [record | {"prompt": records[i - 1]["prompt"]} for i, record in enumerate(records)]
+
+
+def bag_of_words(records: list[dict], folder: Path) -> list[dict]:
+    """Every prompt's words in the order of the alphabet."""
+    return [record | {"prompt": " ".join(sorted(record["prompt"].split()))} for record in records]
+
+
+BASELINES = {"blank": blank, "shuffled-prompts": shuffled, "bag-of-words": bag_of_words}
+
+
 def judge(scorer: ServerScorer | LocalScorer, records: list[dict]) -> list[dict]:
-    """Both pictures of every pair, scored under the pair's prompt."""
+    """Both pictures of every pair, scored under the pair's prompt. A tie is half right."""
     items = (Item(record["prompt"], record[name]) for record in records for name in ("kept", "broken"))
     scores: dict[int, Score] = dict(tqdm(scorer.scores(items), total=2 * len(records), unit="picture"))
     judged = []
     for i, record in enumerate(records):
         kept, broken = scores[2 * i], scores[2 * i + 1]
         judged.append(
-            {"record": record, "kept": kept, "broken": broken, "right": kept.mean > broken.mean, "certainty": certainty(kept, broken)}
+            {"record": record, "kept": kept, "broken": broken, "right": (1 + (kept.mean > broken.mean) - (kept.mean < broken.mean)) / 2, "certainty": certainty(kept, broken)}
         )
     return judged
 
@@ -107,7 +129,7 @@ def page(model: str, found: dict, judged: list[dict], mistakes: int) -> str:
         for title, group in found.items()
         if title != "all" and group
     )
-    wrong = sorted((p for p in judged if not p["right"]), key=lambda p: p["kept"].mean - p["broken"].mean)
+    wrong = sorted((p for p in judged if p["right"] < 1), key=lambda p: p["kept"].mean - p["broken"].mean)
     return PAGE.format(
         model=html.escape(model),
         accuracy=percent(found["all"]),
@@ -125,16 +147,25 @@ def main() -> None:
     where.add_argument("--checkpoint", type=Path, help="a checkpoint's folder")
     parser.add_argument("--protos", type=Path, default=Path("proto"), help="where the contract lies (default: %(default)s)")
     parser.add_argument("--token", help="for a server that asks for one")
+    parser.add_argument("--baseline", choices=BASELINES, help="score pairs that have lost what tells them apart")
     parser.add_argument("--limit", type=int, help="only the first so many pairs")
     parser.add_argument("--mistakes", type=int, default=24, help="how many to show (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where the report goes (default: the data set's folder)")
     parser.add_argument("--floor", type=float, default=0.0, help="end with 1 where the accuracy is below this share")
     options = parser.parse_args()
     scorer = ServerScorer(options.server, options.protos, token=options.token) if options.server else LocalScorer(options.checkpoint)
-    judged = judge(scorer, list(islice(read_pairs(options.pairs), options.limit)))
-    found, model = shares(judged), scorer.describe()
-    out = options.out or (options.pairs.parent if options.pairs.is_file() else options.pairs)
+    out = options.out or (options.pairs.parent if options.pairs.is_file() else options.pairs) / (options.baseline or "")
     out.mkdir(parents=True, exist_ok=True)
+    records = list(islice(read_pairs(options.pairs), options.limit))
+    if options.baseline:
+        records = BASELINES[options.baseline](records, out)
+    judged = judge(scorer, records)
+    found, model = shares(judged), scorer.describe()
+    with (out / "scores.jsonl").open("w") as lines:
+        for pair in judged:
+            said = {name: dict(zip(("picture", *Score._fields), (pair["record"][name], *pair[name]))) for name in ("kept", "broken")}
+            said |= {name: pair[name] for name in ("right", "certainty")} | {"prompt": pair["record"]["prompt"]}
+            lines.write(json.dumps(said) + "\n")
     (out / "eval.json").write_text(json.dumps({"model": model} | found, indent=1) + "\n")
     (out / "eval.html").write_text(page(model, found, judged, options.mistakes))
     total = found["all"]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import Qwen2VLImageProcessorPil
 
 from .model import new_model
-from .tokenizer import CHAT_TEMPLATE, INSTRUCTION, REWARD_TOKEN, train_tokenizer
+from .tokenizer import CHAT_TEMPLATE, INSTRUCTION, REWARD_TOKEN, run_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIDE = 224
@@ -25,10 +26,11 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def export(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, notice: str | None = None) -> None:
+def export(
+    weights: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, notice: str | None = None
+) -> None:
     """Writes a checkpoint with these weights into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     said = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -36,10 +38,7 @@ def export(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype, n
     _write_json(folder / "tokenizer_config.json", said)
     images = Qwen2VLImageProcessorPil(min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE).to_dict()
     _write_json(folder / "preprocessor_config.json", images | {"processor_class": "Qwen2_5_VLProcessor"})
-    # A clause is judged at the sign behind it, and people leave out the last one: without this their prompt's last
-    # clause would go unread. A second full stop does no harm.
-    instruction = INSTRUCTION.replace("{prompt}", "{prompt}.")
-    reward = {"instruction": instruction, "reward_token": "special", "special_token": REWARD_TOKEN, "positions": "mrope", "output": "gaussian"}
+    reward = {"instruction": INSTRUCTION, "reward_token": "special", "special_token": REWARD_TOKEN, "positions": "mrope", "output": "gaussian"}
     reward |= {"min_pixels": SIDE * SIDE, "max_pixels": SIDE * SIDE} | ({"notice": notice} if notice else {})
     _write_json(folder / "reward_config.json", reward)
     model = new_model(tokenizer, 0)
@@ -57,7 +56,8 @@ def main() -> None:
     parser.add_argument("--notice", help="what callers should know, for reward_config.json")
     options = parser.parse_args()
     state = torch.load(options.state, map_location="cpu", weights_only=True)
-    export(state["model"], options.folder, DTYPES[options.dtype], options.notice)
+    tokenizer = run_tokenizer(options.state.parent)
+    export(state["model"], tokenizer, options.folder, DTYPES[options.dtype], options.notice)
     size = sum(file.stat().st_size for file in options.folder.iterdir())
     print(f"{options.folder}: {size / 1e6:.1f} MB, from step {state['step']} of {options.state.stem}")
 

@@ -43,14 +43,20 @@ def load_processor(base: Path, pixels: int):
     return processor
 
 
-def load_model(base: Path, recipe: dict, tokens: int) -> nn.Module:
-    """The base under an adapter, with a new head at `rm_head` that is trained whole."""
+def load_base(base: Path, recipe: dict) -> nn.Module:
+    """The base with a new head at `rm_head`."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype="auto")
-    if tokens > model.get_input_embeddings().num_embeddings:
-        raise ValueError("the base's table of embeddings has no spare row for the reward token")
     widths = [model.config.text_config.hidden_size, *recipe["head"]]
     layers = [part for a, b in zip(widths, widths[1:]) for part in (nn.Linear(a, b), nn.ReLU())]
     model.rm_head = nn.Sequential(*layers, nn.Linear(widths[-1], 2))
+    return model
+
+
+def load_model(base: Path, recipe: dict, tokens: int) -> nn.Module:
+    """The base under an adapter; its head is trained whole."""
+    model = load_base(base, recipe)
+    if tokens > model.get_input_embeddings().num_embeddings:
+        raise ValueError("the base's table of embeddings has no spare row for the reward token")
     lora = LoraConfig(
         r=recipe["rank"],
         lora_alpha=recipe["alpha"],

@@ -8,8 +8,19 @@ from .batches import Batch
 from .model import Tutor
 
 
-def seeing(visual: Tensor, names: Tensor, tutor: Tutor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of each visual token: which kind lies under it, by the likeness to the kinds' names, and the whole of its truth."""
+def _patchwise(logits: Tensor, kind: Tensor, blank: float) -> tuple[Tensor, Tensor]:
+    """Which kind it is, of patches with one [..., kinds + 1], and how often right there; the others, whose class is the
+    last, count as `blank` of one."""
+    kind = torch.where(kind < 0, logits.shape[-1] - 1, kind).flatten()
+    logits, on = logits.flatten(0, -2), kind < logits.shape[-1] - 1
+    weight = torch.where(on, 1.0, blank)
+    loss = (F.cross_entropy(logits, kind, reduction="none") * weight).sum() / weight.sum()
+    return loss, (logits.argmax(-1) == kind)[on].float().mean()
+
+
+def seeing(visual: Tensor, blocks: list[Tensor], names: Tensor, tutor: Tutor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of each visual token: which kind lies under it, by the likeness to the kinds' names, and the whole of its truth;
+    of each of its patches: what is seen and what is hidden there."""
     target = tutor.visual_tokens(names, batch.kind, batch.extras)
     classes = torch.cat([names, tutor.ground[None]])
     logits = visual @ classes.T * (12 / visual.shape[-1])
@@ -24,13 +35,24 @@ def seeing(visual: Tensor, names: Tensor, tutor: Tutor, batch: Batch) -> tuple[T
     extras = F.mse_loss(told, true)
     touching = true[:, -1] != 0
     order = told[touching, -1] * true[touching, -1]
+    front, front_right = _patchwise(tutor.front_kind(blocks[tutor.FRONT_AFTER]), batch.front, 0.2)
+    boxes = F.mse_loss(tutor.box(blocks[tutor.BOXES_AFTER])[batch.front >= 0], batch.boxes[batch.front >= 0])
+    shade = F.mse_loss(tutor.shade(blocks[tutor.SHADE_AFTER]).squeeze(-1), 10 * batch.shade)
+    near = batch.order != 0
+    said = tutor.order(blocks[tutor.ORDER_AFTER])[near].squeeze(-1) * batch.order[near]
+    behind, behind_right = _patchwise(tutor.behind_kind(blocks[tutor.BEHIND_AFTER]), batch.behind, 0.05)
     figures = {
         "kinds": (logits.argmax(-1) == kind)[on].float().mean(),
         "seeing": whole,
         "extras": extras,
         "depth": (order > 0).float().mean(),
+        "patches": front_right,
+        "boxes": boxes,
+        "hidden": behind_right,
+        "shade": shade / (10 * batch.shade).var(),
+        "order": (said > 0).float().mean(),
     }
-    return named + whole + 4 * extras + F.softplus(-2 * order).mean(), figures
+    return named + whole + 4 * extras + F.softplus(-2 * order).mean() + front + 2 * boxes + behind + F.softplus(-said).mean() + shade, figures
 
 
 def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,10 +6,14 @@ places differ; the last fourteen pairs turn by less than 0.02 rad, so that there
 apart the two stand. Queries and keys begin alike in these pairs: what is alike attends to itself from the start.
 """
 
+from dataclasses import dataclass
+
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from torch.nn import functional as F
+from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.vision_utils import get_vision_window_index
 
 from .tokenizer import kind_ids
 
@@ -24,7 +28,7 @@ STILL_PAIRS = 14
 
 
 def mini_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """The architecture: 4 vision blocks of 128, 5 decoder layers of 192."""
+    """The architecture: 6 vision blocks of 128, 5 decoder layers of 192."""
     ids = tokenizer.get_vocab(with_added_tokens=True)
     return Qwen2_5_VLConfig(
         text_config=dict(
@@ -41,12 +45,12 @@ def mini_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
             rope_parameters=dict(rope_type="default", rope_theta=1000.0, mrope_section=SECTIONS),
         ),
         vision_config=dict(
-            depth=4,
+            depth=6,
             hidden_size=128,
             intermediate_size=256,
             num_heads=4,
             window_size=112,
-            fullatt_block_indexes=[0, 1, 2, 3],
+            fullatt_block_indexes=list(range(6)),
             out_hidden_size=192,
             tokens_per_second=2,
             rope_parameters=dict(rope_type="axial", rope_theta=100.0),
@@ -66,6 +70,7 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGenera
     """The model with its head at `rm_head`, initialised to learn fast."""
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer))
+    model.model.language_model.config._attn_implementation = "spans"
     model.rm_head = reward_head(model.config.text_config.hidden_size)
     depth = model.config.text_config.num_hidden_layers
     with torch.no_grad():
@@ -85,9 +90,13 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGenera
             key[:, still] = query[:, still]
         for block in model.model.visual.blocks:
             _look_around(block.attn, model.model.visual.rotary_pos_emb.inv_freq)
+        # The last two begin as if they were not there, so that a shallower tower grows into this one.
+        for block in model.model.visual.blocks[4:]:
+            block.attn.proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
     embed = model.model.visual.patch_embed
     # The numbers of its Conv3d, whose kernel is as large as a patch, in a third of the time on a CPU.
-    embed.forward = lambda x: nn.functional.linear(x, embed.proj.weight.flatten(1))
+    embed.forward = lambda x: F.linear(x, embed.proj.weight.flatten(1))
     return model
 
 
@@ -129,10 +138,18 @@ class Tutor(nn.Module):
     is what it is to say where there is none.
     """
 
+    OF_EYES = ("front_kind.", "box.", "behind_kind.", "order.", "shade.")
+    """The heads on the vision tower; all others are on the decoder."""
+    SHADE_AFTER, FRONT_AFTER, BOXES_AFTER, ORDER_AFTER, BEHIND_AFTER = 2, 3, 4, 5, 6  # vision blocks
     PLACES_AFTER, POINTS_AFTER, WAYS_AFTER, CLAUSES_AFTER = 1, 2, 3, 4  # decoder layers; the reward comes after 5
 
-    def __init__(self, width: int, extras: int, seed: int):
+    def __init__(self, width: int, vision_width: int, kinds: int, extras: int, seed: int):
         super().__init__()
+        self.front_kind = nn.Linear(vision_width, kinds + 1)
+        self.box = nn.Linear(vision_width, 4)
+        self.shade = nn.Linear(vision_width, 1)
+        self.order = nn.Linear(vision_width, 1)
+        self.behind_kind = nn.Linear(vision_width, kinds + 1)
         generator = torch.Generator().manual_seed(seed)
         directions = torch.linalg.qr(torch.randn(width, extras + 1, generator=generator)).Q.T * width**0.5
         self.register_buffer("ground", directions[0].clone())
@@ -167,25 +184,67 @@ def patches(pictures: Tensor) -> Tensor:
     return x.reshape(batch * (side // PATCH) ** 2, -1)
 
 
-def look(model: Qwen2_5_VLForConditionalGeneration, pictures: Tensor) -> Tensor:
-    """The visual tokens [B, cells, width] of uint8 pictures [B, side, side, 3]."""
+def look(model: Qwen2_5_VLForConditionalGeneration, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Of uint8 pictures [B, side, side, 3] the visual tokens [B, cells, width], and what each block gave for the four
+    patches of each cell, [B, cells, 4, vision width]."""
     batch, side = pictures.shape[:2]
+    visual = model.model.visual
     grid = torch.tensor([[1, side // PATCH, side // PATCH]] * batch, device=pictures.device)
-    return model.model.visual(patches(pictures), grid_thw=grid).pooler_output.unflatten(0, (batch, -1))
+    seen = visual(patches(pictures), grid_thw=grid, output_hidden_states=True)
+    # The blocks work on the cells window by window.
+    order = get_vision_window_index(grid, MERGE, visual.window_size, visual.patch_size)[0].argsort()
+    return seen.pooler_output.unflatten(0, (batch, -1)), [
+        states.unflatten(0, (-1, MERGE**2))[order].unflatten(0, (batch, -1)) for states in seen.hidden_states
+    ]
 
 
-def read(model: Qwen2_5_VLForConditionalGeneration, visual: Tensor, ids: Tensor, positions: Tensor, mask: Tensor):
+@dataclass(frozen=True)
+class Spans:
+    """What each token of packed rows [B, T] may look at: the frame before all prompts, and its own prompt up to itself."""
+
+    frame: int
+    """How many tokens of each row stand before its prompts."""
+    tokens: Tensor
+    """[N, L]: each prompt's tokens, numbered through all rows; -1 behind its end."""
+
+
+def _attend_in_spans(module, query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float, **_):
+    """Attention in transformers' form, heads first, whose mask is `Spans`: no score is computed that a mask would drop."""
+    batch, _, length, _ = query.shape
+    frame, inside = spans.frame, spans.tokens >= 0
+    at = spans.tokens.clamp(min=0)
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    own = [x.transpose(1, 2).flatten(0, 1)[at].transpose(1, 2) for x in (query, key, value)]
+    shared = [x[at[:, 0] // length, :, :frame] for x in (key, value)]
+    keys, values = (torch.cat(both, dim=2) for both in zip(shared, own[1:]))
+    mask = torch.ones(at.shape[1], keys.shape[2], dtype=torch.bool, device=at.device).tril(frame)
+    told = F.scaled_dot_product_attention(own[0], keys, values, attn_mask=mask, scale=scaling)
+    before = F.scaled_dot_product_attention(
+        *(x[:, :, :frame] for x in (query, key, value)), is_causal=True, scale=scaling
+    )
+    out = value.new_zeros(batch, length, *query.shape[1::2])
+    out[:, :frame] = before.transpose(1, 2)
+    out.view(-1, *out.shape[2:])[at[inside]] = told.transpose(1, 2)[inside]
+    return out, None
+
+
+AttentionInterface.register("spans", _attend_in_spans)
+
+
+def read(model: Qwen2_5_VLForConditionalGeneration, visual: Tensor, ids: Tensor, positions: Tensor, spans: Tensor):
     """Hidden states of every layer, [B, T, width] each, the last one normed; `visual` stands at the image's tokens."""
     decoder = model.model.language_model
     embedded = decoder.embed_tokens(ids)
     embedded = embedded.masked_scatter((ids == model.config.image_token_id)[..., None], visual)
-    output = decoder(
-        inputs_embeds=embedded,
-        position_ids=positions,
-        attention_mask={"full_attention": mask},
-        use_cache=False,
-        output_hidden_states=True,
-    )
+    # In bfloat16 the products take half the time on a CPU that has it; the sums stay in fp32.
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=model.training):
+        output = decoder(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            attention_mask={"full_attention": Spans(int(spans[0, 0]), spans)},
+            use_cache=False,
+            output_hidden_states=True,
+        )
     return output.hidden_states
 
 

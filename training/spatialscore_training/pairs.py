@@ -56,7 +56,7 @@ def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
     """A pair of this world."""
     while True:
         scene = new_scene(rng, world, drawings)
-        twin = new_twin(rng, scene, world)
+        twin = new_twin(rng, scene, world, drawings)
         if twin is None:
             continue
         kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
@@ -129,7 +129,7 @@ def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) 
     """A scene, its twin, and so many prompts, each of which one of the two keeps and the other breaks: the paper's stage."""
     while True:
         scene = new_scene(rng, world, drawings)
-        twin = new_twin(rng, scene, world)
+        twin = new_twin(rng, scene, world, drawings)
         if twin is None:
             continue
         said = verdicts(world, scene.things, twin.things)

@@ -7,6 +7,7 @@ look at.
 
 import random
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,8 @@ class World:
     styles: tuple[str, ...] = STYLES
     depth: float = 0.0
     """How often a thing is laid over another."""
+    shadow: float = 0.05
+    """How far a thing's shadow reaches beyond it, as a fraction of the picture's side."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -44,6 +47,8 @@ class Scene:
     things: Things
     ground: int
     """The seed of the background."""
+    shadow: float
+    """As in `World`."""
 
 
 def _place(rng: random.Random, width: float, height: float, others: list[Thing], world: World) -> tuple[float, float]:
@@ -83,15 +88,48 @@ def _inside(thing: Thing) -> bool:
     return left >= 0 and top >= 0 and right <= 1 and bottom <= 1
 
 
-def allowed(things: Things) -> bool:
-    """Everything inside the picture, and boxes either well apart or well over each other, each over one at most."""
+class Layers(NamedTuple):
+    """Of each point of a picture, [side, side]: the index of the thing that is seen there and of the one right behind it
+    (-1: none), and how much of the light a shadow takes from what is seen."""
+
+    front: np.ndarray
+    behind: np.ndarray
+    shade: np.ndarray
+
+
+def layers(scene: Scene, side: int, drawings: Drawings) -> Layers:
+    """What lies where, at any fineness."""
+    front, behind = np.full((2, side, side), -1, np.int8)
+    reach = max(1, round(scene.shadow * side))
+    light = np.ones((side + 2 * reach, side + 2 * reach), np.float32)
+    for i, thing in enumerate(scene.things):
+        left, top, right, bottom = (round(edge * side) for edge in thing.box)
+        here = np.s_[top:bottom, left:right]
+        shape = thing.kind, thing.style, right - left, bottom - top
+        mask = drawings.mask(*shape)
+        behind[here][mask] = front[here][mask]
+        front[here][mask] = i
+        light[top : bottom + 2 * reach, left : right + 2 * reach] *= 1 - np.asarray(drawings.shadow(*shape, reach)) / 255
+        light[reach:-reach, reach:-reach][here][mask] = 1
+    return Layers(front, behind, 1 - light[reach:-reach, reach:-reach])
+
+
+def _hides(thing: Thing, other: Thing, drawings: Drawings) -> bool:
+    """Whether so much of one drawing, not only of its box, lies over the other that a person sees it."""
+    front, behind, _ = layers(Scene((other, thing), 0, 0), 64, drawings)
+    both = np.count_nonzero(behind == 0)
+    return both >= 0.1 * min(np.count_nonzero(front == 1), np.count_nonzero(front == 0) + both)
+
+
+def allowed(things: Things, drawings: Drawings) -> bool:
+    """Everything inside the picture, and things either well apart or well over each other, each over one at most."""
     if not all(map(_inside, things)):
         return False
     covers = [0] * len(things)
     for i, a in enumerate(things):
         for j in range(i):
             covered = overlap(a, things[j])
-            if covered and not 0.15 <= covered <= 0.55:
+            if covered and not (0.15 <= covered <= 0.55 and _hides(a, things[j], drawings)):
                 return False
             if covered:
                 covers[i] += 1
@@ -114,14 +152,14 @@ def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
                     x, y = _over(rng, w, h, rng.choice(things))
                 else:
                     x, y = _place(rng, w, h, things, world)
-                if allowed((*things, thing := Thing(word, style, x, y, w, h))):
+                if allowed((*things, thing := Thing(word, style, x, y, w, h)), drawings):
                     things.append(thing)
                     break
             else:
                 break
         if len(things) == len(words):
             rng.shuffle(things)
-            return Scene(tuple(things), rng.getrandbits(32))
+            return Scene(tuple(things), rng.getrandbits(32), world.shadow)
 
 
 def _swapped(rng: random.Random, things: Things, world: World) -> Things:
@@ -148,18 +186,17 @@ def _reordered(rng: random.Random, things: Things, world: World) -> Things:
     return tuple(changed)
 
 
-def new_twin(rng: random.Random, scene: Scene, world: World) -> Scene | None:
+def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings) -> Scene | None:
     """The scene with one change, on a background of its own; None where no change could be made."""
     for _ in range(12):
         change = rng.choice((_swapped, _moved, _reordered) if world.depth else (_swapped, _moved))
         things = change(rng, scene.things, world)
-        if things != scene.things and allowed(things):
-            return Scene(things, rng.getrandbits(32))
+        if things != scene.things and allowed(things, drawings):
+            return Scene(things, rng.getrandbits(32), world.shadow)
     return None
 
 
 # Pictures
-
 
 def background(seed: int, side: int) -> Image.Image:
     """Plain, shaded, or mottled, sometimes with bands or a horizon; the same for the same seed."""
@@ -185,8 +222,12 @@ def background(seed: int, side: int) -> Image.Image:
 def draw(scene: Scene, side: int, drawings: Drawings) -> Image.Image:
     """The picture of a scene, `side` pixels wide and high."""
     image = background(scene.ground, side)
+    reach = round(scene.shadow * side)
     for thing in scene.things:
         left, top, right, bottom = (round(edge * side) for edge in thing.box)
-        drawing = drawings.scaled(thing.kind, thing.style, max(1, right - left), max(1, bottom - top))
+        shape = thing.kind, thing.style, max(1, right - left), max(1, bottom - top)
+        # A soft shadow on what lies behind, as cut paper casts it: it tells who is in front.
+        image.paste((0, 0, 0), (left - reach, top - reach), drawings.shadow(*shape, reach))
+        drawing = drawings.scaled(*shape)
         image.paste(drawing, (left, top), drawing)
     return image

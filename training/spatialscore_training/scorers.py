@@ -66,6 +66,7 @@ class LocalScorer:
 
     def __init__(self, checkpoint: Path):
         # Imported here, so that a server is measured without torch.
+        import torch
         from safetensors.torch import load_file
         from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
         from transformers.utils import logging

@@ -5,6 +5,7 @@ Every kind's word becomes one token, so that matching a name with a drawing is m
 """
 
 import random
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -87,6 +88,14 @@ def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
     for word in kinds():
         assert len(tokenizer.encode(f" {word}").ids) == 1, f"{word} is not one token"
     return tokenizer
+
+
+def run_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run, trained once: what the weights learn belongs to its tokens, whatever prompts come later."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer().save(str(path))
+    return Tokenizer.from_file(str(path))
 
 
 def kind_ids(tokenizer: Tokenizer) -> list[int]:

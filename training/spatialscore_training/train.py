@@ -3,17 +3,19 @@
     spatialscore-train                       every stage of the recipe, from where the run stands
     spatialscore-train --stage see           one stage, for instance beside another on a second core
     spatialscore-train --run NAME            a run of its own under .cache/runs/NAME
+    accelerate launch -m spatialscore_training.train   several devices or hosts, each with batches of its own
 
 Stages: the vision tower learns what lies under each of its tokens (`eyes`); meanwhile the decoder learns to read prompts
 over visual tokens made from the generator's truth (`reader`); then the two are joined and learn on pictures (`all`),
 with a clause as the unit of truth and, where a stage duels, with the paper's Gaussian Bradley-Terry loss on pairs.
 
-A run's folder holds a state for each stage (weights, optimiser, random numbers, step), its learning curve as CSV, PNG
-and TensorBoard. A stage that is stopped goes on exactly where its last state was written.
+A run's folder holds a state for each stage (weights, optimiser, step), its learning curve as CSV, PNG and TensorBoard.
+What is random depends on the step alone. A stage that is stopped goes on exactly where its last state was written.
 """
 
 import argparse
 import csv
+import os
 import time
 import tomllib
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from math import cos, pi
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -30,11 +33,11 @@ from tqdm import tqdm
 from . import losses
 from .batches import Batch, Lessons
 from .curves import plot_curves
-from .drawings import DEFAULT_FOLDER
+from .drawings import DEFAULT_FOLDER, kinds
 from .model import Tutor, look, names, new_model, read, whiten
 from .relations import PLAIN, RULES
 from .scenes import World
-from .tokenizer import kind_ids, train_tokenizer
+from .tokenizer import kind_ids, run_tokenizer
 from .truth import EXTRAS
 
 RUNS = Path(".cache/runs")
@@ -81,11 +84,13 @@ def read_recipe(path: Path | None) -> list[Stage]:
 class Trainer:
     """A stage in progress."""
 
-    def __init__(self, stage: Stage, folder: Path, drawings: Path, seed: int, device: str):
-        self.stage, self.folder, self.device = stage, folder, device
-        self.tokenizer = train_tokenizer()
+    def __init__(self, stage: Stage, folder: Path, drawings: Path, seed: int, accelerator: Accelerator):
+        self.stage, self.folder, self.seed, self.accelerator = stage, folder, seed, accelerator
+        self.device = device = accelerator.device
+        self.tokenizer = run_tokenizer(folder)
         self.model = new_model(self.tokenizer, seed).to(device)
-        self.tutor = Tutor(self.model.config.text_config.hidden_size, EXTRAS, seed).to(device)
+        config = self.model.config
+        self.tutor = Tutor(config.text_config.hidden_size, config.vision_config.hidden_size, len(kinds()), EXTRAS, seed).to(device)
         for name in stage.after:
             self._inherit(torch.load(folder / f"{name}.pt", map_location=device, weights_only=True))
         eyes = set(self.model.model.visual.parameters())
@@ -105,7 +110,6 @@ class Trainer:
         if stage.trains == "eyes" and not stage.after:
             whiten(self.model, torch.cat([self.lessons[-i].pictures for i in range(1, 9)]).to(device))
         self.step = 0
-        torch.manual_seed(seed)
         if self.path.exists():
             self._restore(torch.load(self.path, map_location=device, weights_only=True))
 
@@ -114,11 +118,12 @@ class Trainer:
         return self.folder / f"{self.stage.name}.pt"
 
     def _inherit(self, state: dict) -> None:
-        """Weights of an earlier stage: those which it trained."""
-        ours = {"eyes": lambda n: n.startswith("model.visual"), "reader": lambda n: not n.startswith("model.visual"), "all": lambda n: True}
-        self.model.load_state_dict({n: w for n, w in state["model"].items() if ours[state["trains"]](n)}, strict=False)
-        if state["trains"] != "eyes":
-            self.tutor.load_state_dict(state["tutor"], strict=False)
+        """Weights of an earlier stage: those which it trained, the heads that taught them included. The eyes bring the
+        names that they have learned to give."""
+        seeing = ("model.visual.", "model.language_model.embed_tokens.", "lm_head.", *Tutor.OF_EYES)
+        ours = {"eyes": lambda n: n.startswith(seeing), "reader": lambda n: not n.startswith((seeing[0], *Tutor.OF_EYES)), "all": lambda n: True}
+        for module, part in ((self.model, "model"), (self.tutor, "tutor")):
+            module.load_state_dict({n: w for n, w in state[part].items() if ours[state["trains"]](n)}, strict=False)
 
     def _fix_names(self) -> None:
         """Keeps the kinds' words where the eyes, which learn beside, look for them."""
@@ -131,33 +136,34 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.tutor.load_state_dict(state["tutor"])
         self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"].cpu())
         self.step = state["step"]
 
     def save(self) -> None:
         """Writes the state, whole or not at all."""
-        state = {"trains": self.stage.trains, "step": self.step, "random": torch.get_rng_state()}
+        if not self.accelerator.is_main_process:
+            return
+        state = {"trains": self.stage.trains, "step": self.step}
         state |= {"model": self.model.state_dict(), "tutor": self.tutor.state_dict(), "optimiser": self.optimiser.state_dict()}
         torch.save(state, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)
 
-    def _imagine(self, kinds: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _imagine(self, words: torch.Tensor, batch: Batch) -> torch.Tensor:
         """True visual tokens, blurred a little, some of them blank: what the eyes will give before they are perfect."""
         lost = torch.rand(batch.kind.shape, device=self.device) < 0.05
-        visual = self.tutor.visual_tokens(kinds, batch.kind.masked_fill(lost, -1), batch.extras)
+        visual = self.tutor.visual_tokens(words, batch.kind.masked_fill(lost, -1), batch.extras)
         return visual + 0.3 * torch.randn_like(visual)
 
     def losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The stage's loss on a batch, and the figures to watch."""
-        kinds = names(self.model, self.tokenizer)
+        words = names(self.model, self.tokenizer)
         loss, figures = torch.zeros((), device=self.device), {}
         if self.stage.trains == "reader":
-            visual = self._imagine(kinds.detach(), batch)
+            visual = self._imagine(words.detach(), batch)
         else:
-            visual = look(self.model, batch.pictures)
-            loss, figures = losses.seeing(visual, kinds[: self.stage.world.kinds].detach(), self.tutor, batch)
+            visual, blocks = look(self.model, batch.pictures)
+            loss, figures = losses.seeing(visual, blocks, words[: self.stage.world.kinds].detach(), self.tutor, batch)
         if self.stage.trains != "eyes":
-            hidden = read(self.model, visual, batch.ids, batch.positions, batch.mask)
+            hidden = read(self.model, visual, batch.ids, batch.positions, batch.spans)
             at = hidden[-1].gather(1, batch.reward[..., None].expand(-1, -1, hidden[-1].shape[-1]))
             for part, seen in (
                 losses.reading(hidden, self.tutor, batch, self.model.config.image_token_id),
@@ -172,13 +178,28 @@ class Trainer:
         share = self.stage.final + (1 - self.stage.final) * cosine
         return self.stage.rate * min(1.0, (self.step + 1) / self.stage.warmup) * share
 
+    def lesson(self, step: int) -> int:
+        """Which lesson this process takes at a step."""
+        return step * self.accelerator.num_processes + self.accelerator.process_index
+
+    def _share_gradients(self) -> None:
+        """Every process goes on with the mean of all. The model is called by its parts, so no wrapper does it."""
+        if self.accelerator.num_processes > 1:
+            for group in self.optimiser.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
     def advance(self, batch: Batch) -> dict[str, float]:
         """One step; returns the figures to watch."""
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate()
+        lesson = self.lesson(self.step)
+        torch.manual_seed((self.seed << 32) + lesson)
         loss, figures = self.losses(batch)
         self.optimiser.zero_grad()
         loss.backward()
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
@@ -186,16 +207,18 @@ class Trainer:
 
     def run(self, workers: int, until: float) -> None:
         """Trains to the end of the stage, or to the time `until`."""
-        loader = DataLoader(self.lessons, batch_size=None, sampler=range(self.step, self.stage.steps), num_workers=workers)
+        ours = [self.lesson(step) for step in range(self.step, self.stage.steps)]
+        loader = DataLoader(self.lessons, batch_size=None, sampler=ours, num_workers=workers)
         curve = _Curve(self.folder, self.stage.name, self.step)
         saved = logged = time.monotonic()
-        bar = tqdm(loader, desc=self.stage.name, initial=self.step, total=self.stage.steps, unit="step", mininterval=5)
+        bar = tqdm(loader, desc=self.stage.name, initial=self.step, total=self.stage.steps, unit="step", mininterval=5, disable=not self.accelerator.is_main_process)
         self.model.train()
         for batch in bar:
             curve.note(self.advance(batch.to(self.device)))
             now = time.monotonic()
-            if self.step % LOG_EVERY == 0:
-                means = curve.write(self.step, self.stage.rows * LOG_EVERY / (now - logged))
+            if self.step % LOG_EVERY == 0 and self.accelerator.is_main_process:
+                pictures = self.stage.rows * LOG_EVERY * self.accelerator.num_processes
+                means = curve.write(self.step, pictures / (now - logged))
                 bar.set_postfix_str(" ".join(f"{name} {value:.3g}" for name, value in means.items()))
                 logged = now
             if now - saved > SAVE_EVERY:
@@ -204,7 +227,8 @@ class Trainer:
             if now > until:
                 break
         self.save()
-        plot_curves(self.folder)
+        if self.accelerator.is_main_process:
+            plot_curves(self.folder)
 
 
 class _Curve:
@@ -243,10 +267,13 @@ def main() -> None:
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder of the drawings (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw ahead of the trainer (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, help="processes that draw ahead of the trainer (default: with a GPU every core, else none)")
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    accelerator = Accelerator(cpu=options.cpu)
+    if options.workers is None:
+        options.workers = 0 if accelerator.device.type == "cpu" else os.cpu_count() // accelerator.num_processes
     folder = RUNS / options.run
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
@@ -254,7 +281,7 @@ def main() -> None:
     for stage in stages:
         if options.stage in (None, stage.name) and time.monotonic() < until:
             stage = replace(stage, steps=options.steps or stage.steps)
-            Trainer(stage, folder, options.drawings, options.seed, options.device).run(options.workers, until)
+            Trainer(stage, folder, options.drawings, options.seed, accelerator).run(options.workers, until)
 
 
 if __name__ == "__main__":

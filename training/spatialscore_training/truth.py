@@ -4,19 +4,32 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .drawings import Drawings
 from .relations import Things, overlap
+from .scenes import Scene, layers
 
 EXTRAS = 5
 """Numbers for each visual token on an object: the way from its middle to the object's (2), the object's width and
-height, all as fractions of the picture's side times 4, and whether here, where two boxes meet, the object lies over the
-other (1) or under it (-1); elsewhere 0."""
+height, all as fractions of the picture's side times 4, and whether, at most a cell away from where two objects meet,
+this is the one over the other (1) or under it (-1); elsewhere 0."""
+
+FINENESS = 7
+"""Points along the side of a patch at which we look who is seen there."""
 
 
 class Cells(NamedTuple):
-    """Row by row: the index of the kind that a visual token sees (-1: none), and what it should know of it."""
+    """Row by row: the index of the kind that a visual token sees (-1: none), and what it should know of it; for each of
+    its four patches, the kind that is seen there (-1: none) with the box that it has, as in the extras, the kind that is
+    hidden behind it, whether, next to where two things meet, it is the one over the other (1) or under it (-1), and how
+    much of the light a shadow takes from what the patch shows most of."""
 
     kind: np.ndarray
     extras: np.ndarray
+    front: np.ndarray
+    boxes: np.ndarray
+    behind: np.ndarray
+    order: np.ndarray
+    shade: np.ndarray
 
 
 def depth(things: Things, i: int) -> float:
@@ -26,33 +39,68 @@ def depth(things: Things, i: int) -> float:
     return float(over) - float(under)
 
 
-def _covered(box: tuple[float, float, float, float], grid: int) -> np.ndarray:
-    """[grid, grid]: how much of each cell lies in a box."""
-    left, top, right, bottom = box
-    edges = np.arange(grid + 1) / grid
-    across = np.clip(np.minimum(edges[1:], right) - np.maximum(edges[:-1], left), 0, None) * grid
-    down = np.clip(np.minimum(edges[1:], bottom) - np.maximum(edges[:-1], top), 0, None) * grid
-    return np.outer(down, across)
+def _shares(points: np.ndarray, parts: int) -> np.ndarray:
+    """[..., parts, parts]: the share of the points in each part of a picture [..., side, side] that are true."""
+    width = points.shape[-1] // parts
+    return points.reshape(*points.shape[:-2], parts, width, parts, width).mean(axis=(-3, -1))
 
 
-def cells(things: Things, grid: int, index: dict[str, int]) -> Cells:
-    """The truth for `grid` × `grid` visual tokens. The front thing of those that cover a third of a cell counts."""
-    kind = np.full((grid, grid), -1, np.int64)
+def _near(cells: np.ndarray) -> np.ndarray:
+    """These cells and the eight round each."""
+    padded = np.pad(cells, 1)
+    rows = padded[:-2] | padded[1:-1] | padded[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+
+
+def _boxes(things: Things, who: np.ndarray) -> np.ndarray:
+    """[n, n, 4]: the way from the middle of each part to the middle of the thing that it sees, and that thing's size."""
+    middles = (np.arange(len(who)) + 0.5) / len(who)
+    each = np.array([(thing.x, thing.y, thing.width, thing.height) for thing in things] + [(0, 0, 0, 0)], np.float32)
+    boxes = each[who]
+    boxes[..., 0] -= middles
+    boxes[..., 1] -= middles[:, None]
+    return np.where((who >= 0)[..., None], 4 * boxes, 0).astype(np.float32)
+
+
+def _by_cell(patches: np.ndarray) -> np.ndarray:
+    """[2n, 2n, ...] as [n * n, 4, ...]."""
+    grid, rest = len(patches) // 2, patches.shape[2:]
+    return patches.reshape(grid, 2, grid, 2, *rest).swapaxes(1, 2).reshape(grid * grid, 4, *rest)
+
+
+def cells(scene: Scene, grid: int, index: dict[str, int], drawings: Drawings) -> Cells:
+    """The truth for `grid` × `grid` visual tokens. A token sees what takes the most of it, if that is a fifth of it."""
+    things = scene.things
+    front, behind, shade = layers(scene, 2 * grid * FINENESS, drawings)
+    kinds = np.array([index[thing.kind] for thing in things] + [-1])
+    each = np.arange(len(things))[:, None, None]
+    seen = _shares(front == each, grid)
+    who = np.where(seen.max(0) >= 0.2, seen.argmax(0), -1)
+    for i, share in enumerate(seen):
+        if not (who == i).any():
+            who[np.unravel_index(share.argmax(), share.shape)] = i
     extras = np.zeros((grid, grid, EXTRAS), np.float32)
-    middles = (np.arange(grid) + 0.5) / grid
-    for i, thing in enumerate(things):
-        on = _covered(thing.box, grid) > 0.33
-        on[min(int(thing.y * grid), grid - 1), min(int(thing.x * grid), grid - 1)] = True
-        rows, columns = np.nonzero(on)
-        kind[rows, columns] = index[thing.kind]
-        extras[rows, columns, 0] = 4 * (thing.x - middles[columns])
-        extras[rows, columns, 1] = 4 * (thing.y - middles[rows])
-        extras[rows, columns, 2:] = 4 * thing.width, 4 * thing.height, 0
-    for i, thing in enumerate(things):
-        for j, other in enumerate(things[:i]):
-            if overlap(thing, other):
-                (left, top, right, bottom), (left2, top2, right2, bottom2) = thing.box, other.box
-                both = _covered((max(left, left2), max(top, top2), min(right, right2), min(bottom, bottom2)), grid) > 0
-                for meeting, sign in ((thing, 1), (other, -1)):
-                    extras[both & (kind == index[meeting.kind]), -1] = sign
-    return Cells(kind.ravel(), extras.reshape(-1, EXTRAS))
+    extras[..., :4] = _boxes(things, who)
+    order = np.zeros((2 * grid, 2 * grid), np.float32)
+    shares = [_shares(layer == each, 2 * grid) for layer in (front, behind)]
+    nearest, hidden = (np.where(share.max(0) >= 0.3, share.argmax(0), -1) for share in shares)
+    # Of a patch, only the points on what it shows most of.
+    shown = front == nearest.repeat(FINENESS, 0).repeat(FINENESS, 1)
+    shades = _shares(shade * shown, 2 * grid) / np.maximum(_shares(shown, 2 * grid), 1e-6)
+    for i in range(len(things)):
+        for j in range(i):
+            if overlap(things[i], things[j]):
+                under = (front == i) & (behind == j)
+                for parts, seen, marks in ((grid, who, extras[..., -1]), (2 * grid, nearest, order)):
+                    meeting = _near(_shares(under, parts) > 0.02)
+                    marks[meeting & (seen == i)] = 1
+                    marks[meeting & (seen == j)] = -1
+    return Cells(
+        kinds[who].ravel(),
+        extras.reshape(-1, EXTRAS),
+        _by_cell(kinds[nearest]),
+        _by_cell(_boxes(things, nearest)),
+        _by_cell(kinds[hidden]),
+        _by_cell(order),
+        _by_cell(shades.astype(np.float32)),
+    )

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from spatialscore_training.drawings import STYLES, Drawings, kinds
 from spatialscore_training.manifest import read_pairs, validate, write_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
 from spatialscore_training.prompts import HELD_OUT, PHRASINGS, write
-from spatialscore_training.relations import RULES, Clause, Thing, arity, verdict
-from spatialscore_training.scenes import World, draw, new_scene
+from spatialscore_training.relations import RULES, Clause, Thing, arity, overlap, verdict
+from spatialscore_training.scenes import Scene, World, draw, layers, new_scene
+from spatialscore_training.truth import cells
 
 PLAIN = World(kinds=16, things=(2, 3))
 FULL = World(kinds=16, things=(3, 6), relations=tuple(RULES), clauses=(1, 5), depth=0.2)
@@ -81,7 +83,7 @@ def test_mentions_and_ends_are_where_they_are_said_to_be():
     for seed in range(200):
         prompt = write(random.Random(seed), clauses)
         assert all(prompt.text[m.start : m.end] == m.kind for m in prompt.mentions)
-        assert all(prompt.text[end] in ".,;" for end in prompt.ends)
+        assert all(prompt.text[end : end + 1] in ("", ".", ",", ";") for end in prompt.ends)
         assert prompt.text[0].isupper()
 
 
@@ -165,12 +167,44 @@ def test_the_validator_finds_faults(folder, tmp_path):
         assert said in faults
 
 
-def test_pictures_show_what_the_boxes_say(drawings):
-    scene = new_scene(random.Random(7), PLAIN, drawings)
-    empty = draw(type(scene)((), scene.ground), 224, drawings)
+@pytest.mark.parametrize("shadow", [0.0, 0.05])
+def test_pictures_show_what_the_boxes_say(drawings, shadow):
+    scene = replace(new_scene(random.Random(7), PLAIN, drawings), shadow=shadow)
+    empty = draw(replace(scene, things=()), 224, drawings)
     changed = np.any(np.asarray(draw(scene, 224, drawings)) != np.asarray(empty), axis=-1)
-    inside = np.zeros_like(changed)
+    inside, near = np.zeros((2, 224, 224), bool)
+    reach = round(shadow * 224)
     for t in scene.things:
         left, top, right, bottom = (round(edge * 224) for edge in t.box)
         inside[top:bottom, left:right] = True
-    assert changed.any() and not (changed & ~inside).any()
+        near[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = True
+    assert changed.any() and not (changed & ~near).any()
+    assert (changed & ~inside).any() == (shadow > 0)
+
+
+def test_things_that_overlap_really_cover_each_other(drawings):
+    rng, crowded = random.Random(3), replace(FULL, depth=0.8)
+    covered = 0
+    for _ in range(40):
+        scene = new_scene(rng, crowded, drawings)
+        front, behind, _ = layers(scene, 112, drawings)
+        for i, a in enumerate(scene.things):
+            for j in range(i):
+                if overlap(a, scene.things[j]):
+                    covered += 1
+                    assert np.any((front == i) & (behind == j)), (a, scene.things[j])
+    assert covered > 10
+
+
+def test_the_truth_tells_who_is_over_whom(drawings):
+    under, over = thing("cat", 0.4, 0.5, 0.4), thing("apple", 0.6, 0.5, 0.4)
+    index = {"cat": 3, "apple": 5}
+    for things in ((under, over), (over, under)):
+        seen = cells(Scene(things, 1, 0.05), 8, index, drawings)
+        back, front = (index[t.kind] for t in things)
+        marks, main = seen.extras[:, -1], seen.kind
+        assert set(main[marks > 0]) == {front} and set(main[marks < 0]) == {back}
+        assert set(seen.front[seen.order > 0]) == {front} and set(seen.front[seen.order < 0]) == {back}
+        assert set(seen.behind[seen.behind >= 0]) == {back}
+        dark = seen.shade > 0.05
+        assert (dark & (seen.front == back)).any() and not (dark & (seen.front == front)).any()
