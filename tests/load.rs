@@ -48,6 +48,12 @@ async fn means(call: Call) -> Vec<f32> {
     outcomes(&response).into_iter().map(Result::unwrap).collect()
 }
 
+/// The client keeps the deadline too, and may be the first to say so, in its own way.
+async fn ran_out_of_time(call: Call) {
+    let status = soon(call).await.unwrap().unwrap_err();
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_caller_does_not_delay_the_others() {
     let server = TestServer::start(&[("batch.max_items", "4")]).await;
@@ -183,7 +189,7 @@ async fn identical_items_are_computed_once_and_each_is_answered() {
     let followers: Vec<Call> = (0..3).map(|_| call(&client, same.clone())).collect();
     tokio::time::sleep(SETTLE).await;
     cancelled.abort();
-    assert_eq!(soon(hasty).await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+    ran_out_of_time(hasty).await;
     server.device.release();
     for call in followers.into_iter().chain([leader]) {
         assert_eq!(means(call).await, [5.0]);
@@ -212,7 +218,7 @@ async fn a_leader_that_leaves_does_not_fail_its_followers() {
     let follower = call(&client, same.clone());
     let [leaves, is_late] = leaders;
     leaves.abort();
-    assert_eq!(soon(is_late).await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+    ran_out_of_time(is_late).await;
     tokio::time::sleep(SETTLE).await;
     server.device.release();
     assert_eq!(means(follower).await, [5.0]);

@@ -204,12 +204,12 @@ mod tests {
         let mixed = (0..).map(|index| if index % 2 == 0 { 100 } else { 400 });
         training(&mut queue, "a", mixed.clone().take(24));
         assert_eq!(queue.take_batch(BUDGET), [100; 8]);
-        // Short ones keep coming and fit better beside the long ones: the middling one has its turn all the same.
+        // What keeps coming fills up the large ones better: the one behind them has its turn before it is the oldest.
         let mut queue = Fair::default();
-        training(&mut queue, "a", [100, 900, 900, 900, 500]);
-        let taken = (0..7).map(|_| {
+        training(&mut queue, "a", [900, 800, 700, 600, 90]);
+        let taken = (0..6).map(|_| {
             training(&mut queue, "a", [100; 8]);
-            queue.take_batch(BUDGET).contains(&500)
+            queue.take_batch(BUDGET).contains(&90)
         });
         assert_eq!(taken.collect::<Vec<_>>().iter().position(|&taken| taken), Some(MOST_SKIPS as usize));
     }
