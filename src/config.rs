@@ -38,6 +38,8 @@ pub struct Settings {
     pub queue: Capacity,
     /// What one forward may hold.
     pub batch: BatchBudget,
+    /// How many scores are remembered; 0 for none.
+    pub cache_items: usize,
     /// What a caller must keep.
     pub limits: Limits,
     /// The log.
@@ -51,8 +53,12 @@ pub struct Settings {
 pub struct ServerSettings {
     /// Where the service listens.
     pub listen: SocketAddr,
-    /// The time for answering what was accepted once the server was told to stop.
+    /// From the word to stop, and health's `NOT_SERVING`, to the first call that is turned away.
+    pub drain_grace: Duration,
+    /// The time for answering what was accepted once calls are turned away.
     pub drain_timeout: Duration,
+    /// The time without a worker after which the server ends.
+    pub recovery_timeout: Duration,
 }
 
 /// Section `[model]`.
@@ -178,7 +184,9 @@ impl Settings {
         let settings = Self {
             server: ServerSettings {
                 listen: r.address("server.listen", 50051),
+                drain_grace: Duration::from_secs(r.number("server.drain_grace_seconds", 0..=3600)),
                 drain_timeout: Duration::from_secs(r.number("server.drain_timeout_seconds", 0..=86400)),
+                recovery_timeout: Duration::from_secs(r.number("server.recovery_timeout_seconds", 1..=86400)),
             },
             model: ModelSettings {
                 checkpoint: r.text("model.checkpoint"),
@@ -199,6 +207,7 @@ impl Settings {
                 tokens: r.number("batch.max_tokens", 1..=MOST_TOKENS),
                 items: r.number("batch.max_items", 1..=1 << 16),
             },
+            cache_items: r.number("cache.max_items", 0..=1 << 24),
             limits: Limits {
                 max_items_per_request: r.number("limits.max_items_per_request", 1..=1 << 16),
                 max_stream_items: r.number("limits.max_stream_items", 1..=1 << 16),

@@ -122,7 +122,7 @@ pub async fn serve<S: Scorer + 'static>(
     let (health, transport) = open(&settings, listener, Handlers::new(watched)).await?;
     let mut shutdown = std::pin::pin!(shutdown);
 
-    let drain_timeout = settings.server.drain_timeout;
+    let server = settings.server.clone();
     let loading =
         on_thread("loader", move || load(&settings).and_then(|loaded| Engine::start(&settings, loaded)))?;
     let (engine, lifeline) = tokio::select! {
@@ -136,15 +136,49 @@ pub async fn serve<S: Scorer + 'static>(
     let info = engine.info().clone();
     publish(&info);
     stage.send_replace(Stage::Serving(engine));
-    announce(&health, ServingStatus::Serving).await;
-    // Last, since whoever waits for this line calls at once.
-    tracing::info!(model = ?info, "serving");
-    shutdown.await;
+    let up = lifeline.workers_up();
+    let lost = tokio::select! {
+        lost = follow_workers(up, &health, &info, server.recovery_timeout) => Some(lost),
+        () = &mut shutdown => None,
+    };
 
     announce(&health, ServingStatus::NotServing).await;
+    if let Some(lost) = lost {
+        stage.send_replace(Stage::Draining);
+        lifeline.abandon();
+        transport.close().await?;
+        return Err(lost.into());
+    }
+    tracing::info!(grace = ?server.drain_grace, "told to stop");
+    tokio::time::sleep(server.drain_grace).await;
     stage.send_replace(Stage::Draining);
-    drain(lifeline, drain_timeout).await;
+    drain(lifeline, server.drain_timeout).await;
     transport.close().await
+}
+
+/// Keeps health true while the workers come and go. Ends where there has been none for `limit`.
+async fn follow_workers(
+    mut up: watch::Receiver<usize>,
+    health: &HealthReporter,
+    info: &ModelInfo,
+    limit: Duration,
+) -> LoadError {
+    let mut served = false;
+    loop {
+        let count = *up.borrow_and_update();
+        gauge!(telemetry::WORKERS).set(count as f64);
+        let status = if count > 0 { ServingStatus::Serving } else { ServingStatus::NotServing };
+        announce(health, status).await;
+        if count > 0 && !std::mem::replace(&mut served, true) {
+            // Last, since whoever waits for this line calls at once.
+            tracing::info!(model = ?info, "serving");
+        }
+        let patience = if count > 0 { Duration::MAX } else { limit };
+        // The sender goes with the last worker, which no queue that is open lets go.
+        if !timeout(patience, up.changed()).await.is_ok_and(|changed| changed.is_ok()) {
+            return LoadError::Lost(limit);
+        }
+    }
 }
 
 /// Answers everything that was accepted, or says that it will not be, and ends the workers.

@@ -26,27 +26,40 @@ pub const ITEMS: &str = "spatialscore_items_total";
 pub const ITEMS_DROPPED: &str = "spatialscore_items_dropped_total";
 /// Seconds of processor work on an item: once for its admission, once for its pixels.
 pub const PREPARATION: &str = "spatialscore_preparation_seconds";
-/// Items that hold a place in the queue, those still being prepared included.
+/// Items that hold a place in the queue, those still being prepared included, by `priority`.
 pub const QUEUE_ITEMS: &str = "spatialscore_queue_items";
-/// Tokens of those items.
+/// Tokens of those items, by `priority`.
 pub const QUEUE_TOKENS: &str = "spatialscore_queue_tokens";
 /// Seconds from an item's admission to the start of its forward.
 pub const QUEUE_WAIT: &str = "spatialscore_queue_wait_seconds";
-/// Seconds of a forward.
+/// Seconds of a forward, by `device`. Forwards of a device do not overlap, so that the rate of the sum is the share of
+/// time in which the device was busy.
 pub const FORWARD: &str = "spatialscore_forward_seconds";
 /// Items of a batch.
 pub const BATCH_ITEMS: &str = "spatialscore_batch_items";
 /// Tokens of a batch.
 pub const BATCH_TOKENS: &str = "spatialscore_batch_tokens";
+/// Tokens of a batch as a share of what it may hold. Nothing is padded: every token is a sample's.
+pub const BATCH_FILL: &str = "spatialscore_batch_fill_ratio";
+/// Different sample lengths in a batch: attention runs once for each.
+pub const BATCH_LENGTHS: &str = "spatialscore_batch_lengths";
 /// Forwards that failed and were tried again with fewer items.
 pub const FORWARD_FAILURES: &str = "spatialscore_forward_failures_total";
+/// Workers that were lost and made anew, by `device`.
+pub const WORKER_RESTARTS: &str = "spatialscore_worker_restarts_total";
+/// Workers that are up.
+pub const WORKERS: &str = "spatialscore_workers";
+/// Items that cost no forward, `from` the `memory` of earlier scores or another's `flight`.
+pub const CACHE_HITS: &str = "spatialscore_cache_hits_total";
+/// Items whose score was neither known nor being computed.
+pub const CACHE_MISSES: &str = "spatialscore_cache_misses_total";
 /// The scores themselves: an operator sees reward hacking as a drift of this distribution.
 pub const SCORE_MEAN: &str = "spatialscore_score_mean";
 /// 1, with the server's `version`.
 pub const BUILD_INFO: &str = "spatialscore_build_info";
 /// 1, with the model's `name`, `revision`, `dtype` and `devices`.
 pub const MODEL_INFO: &str = "spatialscore_model_info";
-/// 1 while the model serves, else 0.
+/// 1 while the model serves; 0 while it loads or drains, or has no worker.
 pub const SERVING: &str = "spatialscore_serving";
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
@@ -56,6 +69,7 @@ pub const PROCESS_START: &str = "process_start_time_seconds";
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const POWERS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const TENTHS: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 const TOKENS: [f64; 10] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0];
 /// Scores have no canonical scale; most checkpoints stay within twenty of zero.
 const SCORES: [f64; 17] =
@@ -94,11 +108,14 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Full(BATCH_ITEMS.into()), &POWERS)?
         .set_buckets_for_metric(Matcher::Full(BATCH_TOKENS.into()), &TOKENS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_LENGTHS.into()), &POWERS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_FILL.into()), &TENTHS)?
         .set_buckets_for_metric(Matcher::Full(SCORE_MEAN.into()), &SCORES)?
         .install_recorder()?;
     describe();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!(SERVING).set(0.0);
+    gauge!(WORKERS).set(0.0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!(PROCESS_START).set(now.as_secs_f64());
     Ok(handle)
@@ -117,14 +134,27 @@ fn describe() {
     describe_gauge!(QUEUE_ITEMS, "Items that hold a place in the queue, those in preparation included.");
     describe_gauge!(QUEUE_TOKENS, "Tokens of the items that hold a place in the queue.");
     describe_histogram!(QUEUE_WAIT, Unit::Seconds, "From an item's entry into the queue to its forward.");
-    describe_histogram!(FORWARD, Unit::Seconds, "A forward pass.");
+    describe_histogram!(
+        FORWARD,
+        Unit::Seconds,
+        "A forward pass, by device; the rate of its sum is the device's busy ratio."
+    );
     describe_histogram!(BATCH_ITEMS, "Items of a batch.");
     describe_histogram!(BATCH_TOKENS, "Tokens of a batch.");
+    describe_histogram!(BATCH_FILL, "Tokens of a batch as a share of what it may hold; nothing is padded.");
+    describe_histogram!(BATCH_LENGTHS, "Different sample lengths in a batch; attention runs once for each.");
+    describe_counter!(WORKER_RESTARTS, "Workers that were lost and made anew, by device.");
+    describe_gauge!(WORKERS, "Workers that are up.");
+    describe_counter!(
+        CACHE_HITS,
+        "Items that cost no forward, from the memory of earlier scores or from another's flight."
+    );
+    describe_counter!(CACHE_MISSES, "Items whose score was neither known nor being computed.");
     describe_counter!(FORWARD_FAILURES, "Forwards that failed; batches are halved and tried again.");
     describe_histogram!(SCORE_MEAN, "The scores themselves; a drift may be reward hacking.");
     describe_gauge!(BUILD_INFO, "1, with the server's version.");
     describe_gauge!(MODEL_INFO, "1, with what is served.");
-    describe_gauge!(SERVING, "1 while the model serves, 0 while it loads or drains.");
+    describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
     describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
 }

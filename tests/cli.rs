@@ -41,6 +41,8 @@ impl Server {
     fn start() -> Self {
         let checkpoint = checkpoint();
         let mut process = program(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
+            // Time enough for what was accepted, also on a machine that is busy with other things.
+            .args(["--drain-timeout=300", "--set=server.drain_grace_seconds=0"])
             .args(["--log-format=json", "--device=cpu", "--checkpoint", checkpoint.to_str().unwrap()])
             .stderr(Stdio::piped())
             .spawn()

@@ -190,7 +190,9 @@ async fn a_full_queue_stops_the_reading_of_a_stream() {
             let ahead = sent.fetch_add(1, Ordering::SeqCst) + 1 - answered.load(Ordering::SeqCst);
             most.fetch_max(ahead, Ordering::SeqCst);
             let mut item = stream_item(&index.to_string(), 5);
-            let raw = proto::RawImage { width: 512, height: 512, rgb8: vec![5; 512 * 512 * 3].into() };
+            let mut rgb8 = vec![5; 512 * 512 * 3];
+            stamp(&mut rgb8);
+            let raw = proto::RawImage { width: 512, height: 512, rgb8: rgb8.into() };
             let source = Some(proto::image::Source::Raw(raw));
             item.item.as_mut().unwrap().image = Some(proto::Image { source });
             item
@@ -425,7 +427,7 @@ async fn get_model_says_what_is_served_and_its_limits() {
         (&*model.name, &*model.architecture, &*model.revision, &*model.dtype, &*model.notice),
         ("fake", "qwen2_5_vl", "none", "float32", "A fake.")
     );
-    assert_eq!(model.devices, ["cpu"]);
+    assert_eq!(model.devices, ["fake:0"]);
     assert_eq!(model.output(), proto::RewardOutput::Gaussian);
     assert_eq!(model.server_version, env!("CARGO_PKG_VERSION"));
     let limits = model.limits.unwrap();

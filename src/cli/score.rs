@@ -234,7 +234,7 @@ fn request(index: usize, entry: &Entry, most: usize) -> Result<proto::ScoreStrea
     let source = proto::image::Source::Encoded(bytes.into());
     let image = Some(proto::Image { source: Some(source) });
     let item = proto::ScoreItem { prompt: Some(entry.prompt.clone()), image };
-    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item) })
+    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..Default::default() })
 }
 
 fn new_row(Entry { id, prompt, image }: Entry) -> Row {

@@ -43,7 +43,7 @@ Examples:
 
 Exit codes:
   0   told to stop, and everything accepted was answered or refused
-  1   the checkpoint cannot be served, or an address is taken
+  1   the checkpoint cannot be served, an address is taken, or no device can compute any more
   64  the settings are wrong; all that is wrong with them is told at once
   143 stopped by a second signal")]
 pub struct Arguments {

@@ -1,6 +1,7 @@
 //! What stands behind the service: a model that is up, with its processor, its queue and its workers.
 
 mod pool;
+mod results;
 
 use std::convert::Infallible;
 use std::io;
@@ -15,12 +16,13 @@ use crate::config::{Limits, Settings};
 use crate::device::NoDevice;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, Output};
-use crate::model::{Sample, Scorer};
+use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
-use crate::scheduler::{Job, Permit, Queue, Scored};
-use crate::worker;
+use crate::scheduler::{Claim, Job, Permit, Queue, Scored};
+use crate::worker::{self, Post};
 
 use pool::Pool;
+use results::{Follow, Key, Lead, Lookup, Results};
 
 /// What is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +53,8 @@ pub struct Loaded<S> {
     pub workers: Vec<MakeScorer<S>>,
 }
 
-/// Makes a model on the thread that will own it.
-pub type MakeScorer<S> = Box<dyn FnOnce() -> Result<S, LoadError> + Send>;
+/// Makes a model on the thread that will own it; again where that thread was lost.
+pub type MakeScorer<S> = Box<dyn Fn() -> Result<S, LoadError> + Send + Sync>;
 
 /// Why there is no model to serve.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,9 @@ pub enum LoadError {
     /// The model was loaded and could not score.
     #[error("the model was loaded, but its first forward failed: {0}")]
     Probe(String),
+    /// All workers were lost, and none could be made anew.
+    #[error("no worker has been up for {:.0} s", .0.as_secs_f64())]
+    Lost(Duration),
     /// The system gave no thread.
     #[error("no thread: {0}")]
     Thread(#[from] io::Error),
@@ -78,7 +83,15 @@ pub struct Engine {
     info: ModelInfo,
     limits: Limits,
     processor: Arc<Processor>,
-    pool: Pool,
+    /// Reads headers and tokenises, so that a refusal never waits for another's pixels.
+    admission: Pool,
+    /// Decodes and resizes.
+    preparation: Pool,
+    /// The cost in tokens of the cheapest item.
+    least_cost: usize,
+    results: Arc<Results>,
+    /// What a digest begins with: it stands for the model.
+    seed: blake3::Hasher,
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
@@ -89,6 +102,7 @@ pub struct Engine {
 pub struct Lifeline {
     queue: Arc<Queue>,
     stop: watch::Sender<bool>,
+    up: watch::Receiver<usize>,
     alive: mpsc::Receiver<Infallible>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -125,9 +139,12 @@ impl Engine {
     where
         S: Scorer + 'static,
     {
-        let pool = Pool::new(settings.processor_threads)?;
-        let probe = probe(&loaded.processor)?;
+        let pool = |name| Pool::new(name, settings.processor_threads);
+        let (admission, preparation) = (pool("admission")?, pool("processor")?);
+        let processor = Arc::new(loaded.processor);
+        let (least_cost, probe) = (cheapest(&processor)?.tokens(), probe(&processor)?);
         let queue = Queue::new(settings.queue);
+        let (up_sender, up) = watch::channel(0);
         let (report, reports) = std::sync::mpsc::channel();
         let mut workers = Vec::new();
         let count = loaded.workers.len();
@@ -136,31 +153,37 @@ impl Engine {
             let make = move || make().and_then(|scorer| try_once(scorer, &probe));
             // The receiver is gone only if another worker has failed already.
             let started = move |result| drop(report.send(result));
-            workers.push(worker::spawn(
-                &format!("worker {device}"),
-                Arc::clone(&queue),
-                settings.batch,
-                make,
-                started,
-            )?);
+            let post = Post {
+                device: device.clone(),
+                queue: Arc::clone(&queue),
+                budget: settings.batch,
+                up: up_sender.clone(),
+            };
+            workers.push(worker::spawn(post, make, started)?);
         }
-        drop(report);
+        drop((report, up_sender));
         // A worker that ended without a report has dropped its sender, so this ends in any case.
-        let up: Result<Vec<()>, LoadError> = reports.iter().take(count).collect();
+        let came_up: Result<Vec<()>, LoadError> = reports.iter().take(count).collect();
         let (stop, stopped) = watch::channel(false);
         let (alive_sender, alive) = mpsc::channel(1);
-        let lifeline = Lifeline { queue: Arc::clone(&queue), stop, alive, workers };
-        if let Err(error) = up.and_then(|up| {
-            if up.len() == count { Ok(()) } else { Err(LoadError::Probe("a worker ended".into())) }
+        let lifeline = Lifeline { queue: Arc::clone(&queue), stop, up, alive, workers };
+        if let Err(error) = came_up.and_then(|came_up| {
+            if came_up.len() == count { Ok(()) } else { Err(LoadError::Probe("a worker ended".into())) }
         }) {
             lifeline.join();
             return Err(error);
         }
+        let mut seed = blake3::Hasher::new();
+        seed.update(loaded.info.revision.as_bytes()).update(&[0]);
         let engine = Self {
             info: loaded.info,
             limits: settings.limits.clone(),
-            processor: Arc::new(loaded.processor),
-            pool,
+            processor,
+            admission,
+            preparation,
+            least_cost,
+            results: Results::new(settings.cache_items),
+            seed,
             queue,
             stopped,
             _alive: alive_sender,
@@ -183,7 +206,16 @@ impl Engine {
         &self.queue
     }
 
-    /// Checks an item and finds out what it costs, on the pool.
+    /// Whether so many items might find room: a first look that costs nothing, so that an overloaded server refuses
+    /// before it works.
+    ///
+    /// # Errors
+    /// As [`Queue::reserve`].
+    pub fn expect_room(&self, claim: &Claim, items: usize) -> Result<(), ScoreError> {
+        self.queue.expect_room(claim, items, items * self.least_cost)
+    }
+
+    /// Checks an item and finds out what it costs, without decoding its picture.
     ///
     /// # Errors
     /// The item can never be scored; or its caller left.
@@ -191,44 +223,108 @@ impl Engine {
         &self,
         prompt: Arc<str>,
         picture: Picture,
-        deadline: Option<Instant>,
+        claim: &Claim,
     ) -> Result<Admitted, ScoreError> {
         let start = Instant::now();
         let processor = Arc::clone(&self.processor);
-        let draft = self.pool.run(deadline, move || processor.admit(&prompt, picture)).await?;
+        let draft = self.admission.run(claim, 1, move || processor.admit(&prompt, picture)).await?;
         Ok(Admitted { draft, took: start.elapsed() })
     }
 
-    /// Prepares an admitted item on the pool, hands it to the workers, and waits for its score.
+    /// Prepares an admitted item on the pool, hands it to the workers, and waits for its score. An item that is known
+    /// or being computed already is not computed again.
     ///
     /// Dropping the future cancels the item wherever it is, unless a device computes it already.
     ///
     /// # Errors
     /// Why there is no score.
-    pub async fn score(
-        &self,
-        item: Admitted,
-        permit: Permit,
-        deadline: Option<Instant>,
-    ) -> Result<Answer, ScoreError> {
-        let start = Instant::now();
-        let processor = Arc::clone(&self.processor);
-        let sample = self.pool.run(deadline, move || processor.prepare(item.draft)).await?;
-        let preprocess = item.took + start.elapsed();
+    pub async fn score(&self, item: Admitted, permit: Permit, claim: &Claim) -> Result<Answer, ScoreError> {
+        let Admitted { mut draft, took: mut preprocess } = item;
+        let mut key = None;
+        loop {
+            let start = Instant::now();
+            let step = self.prepare(draft, key, claim).await?;
+            preprocess += start.elapsed();
+            match step {
+                Step::Known(score) => {
+                    let scored = Scored { score, queue: Duration::ZERO, inference: Duration::ZERO };
+                    return Ok(Answer { scored, preprocess });
+                }
+                Step::Lead(sample, lead) => {
+                    let outcome = self.forward(sample, permit, claim).await;
+                    lead.finish(&outcome);
+                    return Ok(Answer { scored: outcome?, preprocess });
+                }
+                Step::Follow(back, its_key, follow) => {
+                    if let Some(outcome) = self.unless_stopped(follow.outcome()).await? {
+                        return Ok(Answer { scored: outcome?, preprocess });
+                    }
+                    // Who computed it gave up. The place in the queue has been kept for this.
+                    (draft, key) = (back, Some(its_key));
+                }
+            }
+        }
+    }
+
+    /// Prepares an item on the pool, unless its score is known or another prepares it.
+    async fn prepare(&self, draft: Draft, key: Option<Key>, claim: &Claim) -> Result<Step, ScoreError> {
+        let (processor, results) = (Arc::clone(&self.processor), Arc::clone(&self.results));
+        let (cost, mut hasher) = (draft.tokens(), self.seed.clone());
+        let work = move || {
+            let key = key.unwrap_or_else(|| {
+                draft.digest_into(&mut hasher);
+                *hasher.finalize().as_bytes()
+            });
+            match results.look_up(key) {
+                Lookup::Known(score) => Ok(Step::Known(score)),
+                Lookup::Follow(follow) => Ok(Step::Follow(draft, key, follow)),
+                Lookup::Lead(lead) => match processor.prepare(draft) {
+                    Ok(sample) => Ok(Step::Lead(sample, lead)),
+                    Err(error) => {
+                        lead.finish(&Err(error.clone()));
+                        Err(error)
+                    }
+                },
+            }
+        };
+        self.preparation.run(claim, cost, work).await
+    }
+
+    /// Hands a sample to the workers and waits for its score.
+    async fn forward(&self, sample: Sample, permit: Permit, claim: &Claim) -> Result<Scored, ScoreError> {
         let (reply, scored) = oneshot::channel();
-        let enqueued = Instant::now();
-        self.queue.push(Job { sample, permit, deadline, reply, enqueued, span: Span::current() });
+        self.queue.push(Job {
+            sample,
+            permit: Some(permit),
+            claim: claim.clone(),
+            reply,
+            enqueued: Instant::now(),
+            span: Span::current(),
+            losses: 0,
+        });
+        let lost = || Err(ScoreError::Internal("the worker ended without an answer".into()));
+        self.unless_stopped(scored).await?.unwrap_or_else(|_| lost())
+    }
+
+    /// Waits for `answer`, or until the server stops without it.
+    async fn unless_stopped<T>(&self, answer: impl Future<Output = T>) -> Result<T, ScoreError> {
         let mut stopped = self.stopped.clone();
         tokio::select! {
             biased;
-            scored = scored => {
-                let lost = || ScoreError::Internal("the worker ended without an answer".into());
-                let scored = scored.unwrap_or_else(|_| Err(lost()))?;
-                Ok(Answer { scored, preprocess })
-            }
+            answer = answer => Ok(answer),
             _ = stopped.wait_for(|&stopped| stopped) => Err(ScoreError::Unavailable(STOPPED)),
         }
     }
+}
+
+/// What became of an item on the pool.
+enum Step {
+    /// Its score is known.
+    Known(Score),
+    /// It is ready for a device.
+    Lead(Sample, Lead),
+    /// Another computes the same.
+    Follow(Draft, Key, Follow),
 }
 
 /// What an item is told that a stopping server could not score in time.
@@ -239,6 +335,11 @@ impl Lifeline {
     pub async fn released(&mut self) {
         // Nothing is ever sent: this ends when the engine, and with it the last sender, is dropped.
         let _ = self.alive.recv().await;
+    }
+
+    /// How many workers are up, now and from now on.
+    pub fn workers_up(&self) -> watch::Receiver<usize> {
+        self.up.clone()
     }
 
     /// Answers everything that is not answered yet with [`ScoreError::Unavailable`].
@@ -257,6 +358,12 @@ impl Lifeline {
             }
         }
     }
+}
+
+/// About the cheapest item that there can be.
+fn cheapest(processor: &Processor) -> Result<Draft, LoadError> {
+    let picture = Picture::Raw { width: 1, height: 1, rgb8: vec![0; 3].into() };
+    processor.admit("a", picture).map_err(|error| LoadError::Probe(error.to_string()))
 }
 
 /// A small grey picture, through the real processor.

@@ -1,8 +1,20 @@
 //! The layers that the vision tower and the decoder share.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{CheckpointError, Weights};
+
+/// Copies a tensor from the host's memory to a device without waiting for what the device still has to do.
+///
+/// A copy from pageable memory waits for all work that was queued before it; one from pinned memory is queued like a
+/// kernel, and libtorch's allocator keeps the source until it is done.
+pub fn upload(host: &Tensor, device: Device) -> Tensor {
+    if device.is_cuda() {
+        host.pin_memory(device).to_device_(device, host.kind(), true, false)
+    } else {
+        host.to_device(device)
+    }
+}
 
 /// `torch.nn.Linear`.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, RewardConfig, Weights};
-use super::qwen2_5_vl::{Config, Probe, Qwen25Vl, canonical_name};
+use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
@@ -88,10 +88,34 @@ impl RewardModel {
     }
 }
 
+/// The head's columns, `[samples, columns]`, which the device may still compute.
+#[derive(Debug)]
+pub struct Running(Tensor);
+
 impl Scorer for RewardModel {
-    fn score(&mut self, samples: &[&Sample]) -> Result<Vec<Score>, ModelError> {
+    type Staged = Batch;
+    type Running = Running;
+
+    fn stage(&mut self, samples: &[&Sample]) -> Result<Batch, ModelError> {
         let _no_grad = no_grad_guard();
-        let hidden = self.backbone.forward(samples, &mut Probe::default())?;
-        Ok(self.head.scores(&self.head.forward(&hidden))?)
+        self.backbone.stage(samples)
+    }
+
+    fn launch(&mut self, batch: Batch) -> Result<Running, ModelError> {
+        let _no_grad = no_grad_guard();
+        let hidden = self.backbone.run(&batch, &mut Probe::default());
+        Ok(Running(self.head.forward(&hidden)))
+    }
+
+    fn collect(&mut self, Running(columns): Running) -> Result<Vec<Score>, ModelError> {
+        let _no_grad = no_grad_guard();
+        Ok(self.head.scores(&columns)?)
+    }
+
+    /// After an error that leaves a CUDA context dead, even a single number cannot be made and fetched.
+    fn is_lost(&mut self) -> bool {
+        let device = self.backbone.device();
+        let one = Tensor::f_ones([1], (Kind::Float, device)).and_then(|one| one.f_double_value(&[0]));
+        !one.is_ok_and(|one| one == 1.0)
     }
 }

@@ -76,6 +76,18 @@ impl Draft {
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
     }
+
+    /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
+    /// picture as it was sent.
+    pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
+        let Source { width, height, bytes, format } = &self.source;
+        hasher.update(&(self.input_ids.len() as u64).to_le_bytes());
+        for id in &self.input_ids {
+            hasher.update(&id.to_le_bytes());
+        }
+        hasher.update(&[u8::from(format.is_some())]);
+        hasher.update(&width.to_le_bytes()).update(&height.to_le_bytes()).update(bytes);
+    }
 }
 
 /// Without what the caller sent, so that it never reaches a log.

@@ -1,33 +1,36 @@
-//! A queue that is bounded in tokens and items.
+//! A queue that is bounded in tokens and items, as a whole and for each caller.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
+use metrics::counter;
 use tokio::sync::{Notify, oneshot};
 use tracing::Span;
 
-use super::batch::take_batch;
+use super::caller::{Caller, Claim, Priority};
+use super::fair::Fair;
+use super::rate::{Drain, Latency};
+use super::room::{Held, Room};
 use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};
-use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
+use crate::telemetry::ITEMS_DROPPED;
+
+/// How many workers may be lost with a job on them before it gets no further try.
+const TRIES: u8 = 2;
 
 /// A place in the queue. Dropping it gives the place back.
 #[derive(Debug)]
 pub struct Permit {
     queue: Arc<Queue>,
+    caller: Caller,
+    priority: Priority,
     tokens: usize,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut state = self.queue.lock();
-        state.tokens -= self.tokens;
-        state.items -= 1;
-        state.publish();
-        drop(state);
+        self.queue.lock().room.give_back(&self.caller, self.priority, self.tokens);
         self.queue.room.notify_waiters();
     }
 }
@@ -48,16 +51,31 @@ pub struct Scored {
 pub struct Job {
     /// What to score.
     pub sample: Sample,
-    /// The sample's place in the queue.
-    pub permit: Permit,
-    /// When the caller stops waiting.
-    pub deadline: Option<Instant>,
+    /// The sample's place in the queue. `None` once a worker has taken it.
+    pub permit: Option<Permit>,
+    /// Whose it is, how urgent, and until when it is wanted.
+    pub claim: Claim,
     /// Where the answer goes. A closed channel means that the caller went away.
     pub reply: oneshot::Sender<Result<Scored, ScoreError>>,
     /// When it was pushed.
     pub enqueued: Instant,
     /// The caller's request, for traces across threads.
     pub span: Span,
+    /// How many workers were lost with it.
+    pub losses: u8,
+}
+
+impl Job {
+    /// Why nobody waits for its score any more, if so. The deadline comes first: it is also why the caller has left.
+    fn dead(&self, now: Instant) -> Option<(&'static str, ScoreError)> {
+        if self.claim.is_late(now) {
+            Some(("late", ScoreError::DeadlineExceeded))
+        } else if self.reply.is_closed() {
+            Some(("cancelled", ScoreError::Cancelled))
+        } else {
+            None
+        }
+    }
 }
 
 /// The queue that callers fill and workers drain.
@@ -67,50 +85,112 @@ pub struct Queue {
     state: Mutex<State>,
     /// Wakes a worker: there is a job, or the queue closed.
     ready: Condvar,
+    /// Wakes who waits for the queue to close.
+    closing: Condvar,
     /// Wakes callers that wait for room.
     room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Job>,
-    /// Reserved, whether waiting here or still being prepared.
-    tokens: usize,
-    items: usize,
+    waiting: Fair<Job>,
+    /// What is in `waiting`.
+    load: Held,
+    /// Jobs whose deadline was too near for a batch as large as they were then. They have what time is left over.
+    hopeless: Vec<Job>,
+    /// What is reserved, whether waiting here or still being prepared.
+    room: Room,
     closed: Option<&'static str>,
-    /// Tokens per second that the workers last managed, smoothed.
-    rate: Option<f64>,
+    drain: Drain,
+    latency: Latency,
+}
+
+fn size(jobs: &[Job]) -> Held {
+    Held { tokens: jobs.iter().map(|job| job.sample.tokens()).sum(), items: jobs.len() }
 }
 
 impl State {
-    fn publish(&self) {
-        gauge!(QUEUE_ITEMS).set(self.items as f64);
-        gauge!(QUEUE_TOKENS).set(self.tokens as f64);
+    /// Takes out what nobody waits for any more.
+    fn take_dead(&mut self, now: Instant) -> Vec<Job> {
+        let mut dead = self.waiting.extract(|job| job.dead(now).is_some());
+        self.load = self.load.minus(size(&dead));
+        dead.extend(self.hopeless.extract_if(.., |job| job.dead(now).is_some()));
+        dead
+    }
+
+    /// Whatever is there now. Who cannot be answered in time, as things go, stands back for who can: else a queue
+    /// that is longer than its callers' patience would compute only what comes too late.
+    fn take_batch(&mut self, budget: BatchBudget, now: Instant) -> Vec<Job> {
+        let mean = self.load.tokens.div_ceil(self.load.items.max(1));
+        let tokens = self.load.tokens.min(budget.tokens).min(budget.items.saturating_mul(mean));
+        let horizon = now + self.latency.of(tokens);
+        let hopeless = self.waiting.extract(|job| job.claim.is_late(horizon));
+        self.load = self.load.minus(size(&hopeless));
+        self.hopeless.extend(hopeless);
+        if self.waiting.is_empty() {
+            // A device that would be idle tries even those: the estimate may be wrong, and learns from it.
+            std::mem::take(&mut self.hopeless).into_iter().for_each(|job| self.push(job));
+        }
+        let batch = self.waiting.take_batch(budget);
+        self.load = self.load.minus(size(&batch));
+        batch
+    }
+
+    fn push(&mut self, job: Job) {
+        let Claim { caller, priority, .. } = job.claim.clone();
+        let tokens = job.sample.tokens();
+        self.load = self.load.plus(Held { tokens, items: 1 });
+        self.waiting.push(&caller, priority, tokens, job);
     }
 }
 
 impl Queue {
     /// An empty queue.
     pub fn new(capacity: Capacity) -> Arc<Self> {
-        Arc::new(Self { capacity, state: Mutex::default(), ready: Condvar::new(), room: Notify::new() })
+        Arc::new(Self {
+            capacity,
+            state: Mutex::default(),
+            ready: Condvar::new(),
+            closing: Condvar::new(),
+            room: Notify::new(),
+        })
     }
 
     /// Reserves a place for each of these costs, in tokens: for all of them or for none, so that a group is
     /// never half scored.
     ///
     /// # Errors
-    /// [`ScoreError::QueueFull`] with the time in which the queue should drain; [`ScoreError::Invalid`] where even
-    /// an empty queue has no room; [`ScoreError::Unavailable`] once the queue is closed.
-    pub fn reserve(self: &Arc<Self>, costs: &[usize]) -> Result<Vec<Permit>, ScoreError> {
-        let tokens: usize = costs.iter().sum();
+    /// [`ScoreError::QueueFull`] with the time in which there should be room; [`ScoreError::Invalid`] where even
+    /// an empty queue has none; [`ScoreError::Unavailable`] once the queue is closed.
+    pub fn reserve(self: &Arc<Self>, claim: &Claim, costs: &[usize]) -> Result<Vec<Permit>, ScoreError> {
+        let wanted = Held { tokens: costs.iter().sum(), items: costs.len() };
+        self.check(claim, wanted, true)?;
+        let permit = |&tokens| Permit {
+            queue: Arc::clone(self),
+            caller: claim.caller.clone(),
+            priority: claim.priority,
+            tokens,
+        };
+        Ok(costs.iter().map(permit).collect())
+    }
+
+    /// Whether there would be room for so many items of at least so many tokens together.
+    ///
+    /// # Errors
+    /// As [`Queue::reserve`].
+    pub fn expect_room(&self, claim: &Claim, items: usize, tokens: usize) -> Result<(), ScoreError> {
+        self.check(claim, Held { tokens, items }, false)
+    }
+
+    fn check(&self, claim: &Claim, wanted: Held, take: bool) -> Result<(), ScoreError> {
         let Capacity { tokens: most_tokens, items: most_items } = self.capacity;
-        if tokens > most_tokens || costs.len() > most_items {
+        if wanted.over(self.capacity) != Held::default() {
             return Err(ScoreError::invalid(
                 "items",
                 format!(
-                    "{} items of {tokens} tokens together; the queue holds {most_items} items and {most_tokens} \
-                     tokens: split the request",
-                    costs.len()
+                    "{} items of {} tokens together; the queue holds {most_items} items and {most_tokens} tokens: \
+                     split the request",
+                    wanted.items, wanted.tokens
                 ),
             ));
         }
@@ -118,28 +198,29 @@ impl Queue {
         if let Some(reason) = state.closed {
             return Err(ScoreError::Unavailable(reason));
         }
-        if state.tokens + tokens > most_tokens || state.items + costs.len() > most_items {
-            let seconds = state.rate.map_or(1.0, |rate| state.tokens as f64 / rate);
-            return Err(ScoreError::QueueFull {
-                retry_after: Duration::from_secs_f64(seconds.clamp(0.05, 60.0)),
-            });
+        let State { room, drain, .. } = &mut *state;
+        room.admit(self.capacity, &claim.caller, wanted, drain)
+            .map_err(|retry_after| ScoreError::QueueFull { retry_after })?;
+        if take && wanted.items > 0 {
+            drain.begin(Instant::now());
+            room.take(claim, wanted);
         }
-        state.tokens += tokens;
-        state.items += costs.len();
-        state.publish();
-        drop(state);
-        Ok(costs.iter().map(|&tokens| Permit { queue: Arc::clone(self), tokens }).collect())
+        Ok(())
     }
 
     /// Reserves a place for one item, and waits for it where the queue is full.
     ///
     /// # Errors
     /// As [`Queue::reserve`], without [`ScoreError::QueueFull`].
-    pub async fn reserve_when_room(self: &Arc<Self>, tokens: usize) -> Result<Permit, ScoreError> {
+    pub async fn reserve_when_room(
+        self: &Arc<Self>,
+        claim: &Claim,
+        tokens: usize,
+    ) -> Result<Permit, ScoreError> {
         loop {
             // Listens before it looks, so that room made in between is not missed.
             let room = self.room.notified();
-            match self.reserve(&[tokens]) {
+            match self.reserve(claim, &[tokens]) {
                 Ok(mut permits) => {
                     if let Some(permit) = permits.pop() {
                         return Ok(permit);
@@ -159,51 +240,105 @@ impl Queue {
             let _ = job.reply.send(Err(ScoreError::Unavailable(reason)));
             return;
         }
-        state.waiting.push_back(job);
+        state.push(job);
         drop(state);
         self.ready.notify_one();
     }
 
-    /// The next batch: whatever is there now, oldest first, within the budget. Waits only while there is nothing.
-    /// Late and cancelled jobs are answered and left out. `None` once the queue is closed and empty.
-    pub fn next_batch(&self, budget: BatchBudget) -> Option<Vec<Job>> {
+    /// Takes back the jobs of a worker that was lost. Each is tried once more, before all others and alone, so that
+    /// one that kills whoever computes it takes no other with it.
+    pub fn put_back(&self, jobs: Vec<Job>) {
+        let mut answers = Vec::new();
         let mut state = self.lock();
-        loop {
-            let (batch, dropped) = take_batch(&mut state.waiting, budget, Instant::now());
-            if !batch.is_empty() || !dropped.is_empty() {
-                // Their permits lock the queue too.
-                drop(state);
-                drop(dropped);
-                if !batch.is_empty() {
-                    return Some(batch);
+        for mut job in jobs {
+            job.losses += 1;
+            let error = match state.closed {
+                Some(reason) => ScoreError::Unavailable(reason),
+                None if job.losses >= TRIES => {
+                    ScoreError::Internal(format!("{TRIES} workers were lost over this item"))
                 }
-                state = self.lock();
+                None => {
+                    let Claim { caller, priority, .. } = job.claim.clone();
+                    state.load = state.load.plus(size(std::slice::from_ref(&job)));
+                    state.waiting.push_first(&caller, priority, job.sample.tokens(), job);
+                    continue;
+                }
+            };
+            answers.push((job, error));
+        }
+        drop(state);
+        for (job, error) in answers {
+            let _ = job.reply.send(Err(error));
+        }
+        self.ready.notify_all();
+    }
+
+    /// The next batch: whatever is there now, within the budget. Waits only while there is nothing. Late and
+    /// cancelled jobs are answered and left out. `None` once the queue is closed and empty.
+    pub fn next_batch(&self, budget: BatchBudget) -> Option<Vec<Job>> {
+        loop {
+            let batch = self.try_batch(budget);
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            let state = self.lock();
+            // Something may have come since.
+            if !state.waiting.is_empty() || !state.hopeless.is_empty() {
                 continue;
             }
             if state.closed.is_some() {
                 return None;
             }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            drop(self.ready.wait(state).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
-    /// Tells the queue how fast a worker was, for the wait that a refused caller is told.
-    pub fn record(&self, tokens: usize, took: Duration) {
-        let now = tokens as f64 / took.as_secs_f64().max(1e-6);
+    /// As [`Queue::next_batch`], but empty where it would wait.
+    pub fn try_batch(&self, budget: BatchBudget) -> Vec<Job> {
+        let now = Instant::now();
         let mut state = self.lock();
-        state.rate = Some(state.rate.map_or(now, |rate| 0.8 * rate + 0.2 * now));
+        let dead = state.take_dead(now);
+        let batch = state.take_batch(budget, now);
+        // Permits lock the queue too.
+        drop(state);
+        for job in dead {
+            if let Some((reason, error)) = job.dead(now) {
+                counter!(ITEMS_DROPPED, "reason" => reason).increment(1);
+                let _ = job.reply.send(Err(error));
+            }
+        }
+        batch
+    }
+
+    /// Tells the queue that a batch of so many tokens was answered, for the wait that a refused caller is told.
+    pub fn record(&self, tokens: usize, took: Duration) {
+        let mut state = self.lock();
+        let idle = state.room.is_empty();
+        state.drain.answered(tokens, idle, Instant::now());
+        state.latency.record(tokens, took);
     }
 
     /// Refuses new reservations and lets the workers finish what is waiting.
     pub fn close(&self, reason: &'static str) {
         self.lock().closed = Some(reason);
         self.ready.notify_all();
+        self.closing.notify_all();
         self.room.notify_waiters();
+    }
+
+    /// Waits until the queue is closed, at most so long; whether it is.
+    pub fn closed_within(&self, limit: Duration) -> bool {
+        let waited = self.closing.wait_timeout_while(self.lock(), limit, |state| state.closed.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed.is_some()
     }
 
     /// Answers everything that waits with `error`.
     pub fn fail_waiting(&self, error: &ScoreError) {
-        let jobs = std::mem::take(&mut self.lock().waiting);
+        let mut state = self.lock();
+        let mut jobs = state.waiting.extract(|_| true);
+        jobs.append(&mut state.hopeless);
+        state.load = Held::default();
+        drop(state);
         for job in jobs {
             let _ = job.reply.send(Err(error.clone()));
         }
@@ -212,5 +347,130 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it holds the lock, and counts stay true at every step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Patches;
+
+    const BUDGET: BatchBudget = BatchBudget { tokens: 1000, items: 8 };
+
+    fn claim(name: &str) -> Claim {
+        Claim { caller: Caller(name.into()), ..Claim::default() }
+    }
+
+    fn queue(tokens: usize, items: usize) -> Arc<Queue> {
+        Queue::new(Capacity { tokens, items })
+    }
+
+    type Reply = oneshot::Receiver<Result<Scored, ScoreError>>;
+
+    /// A job of so many tokens, and where its answer comes.
+    fn job(queue: &Arc<Queue>, claim: &Claim, tokens: usize) -> (Job, Reply) {
+        let (reply, answer) = oneshot::channel();
+        let image = Patches { rows: 2, columns: 2, pixels: Vec::new() };
+        let job = Job {
+            sample: Sample { input_ids: vec![0; tokens], image },
+            permit: queue.reserve(claim, &[tokens]).unwrap().pop(),
+            claim: claim.clone(),
+            reply,
+            enqueued: Instant::now(),
+            span: Span::none(),
+            losses: 0,
+        };
+        (job, answer)
+    }
+
+    fn refused(queue: &Arc<Queue>, claim: &Claim, costs: &[usize]) -> Duration {
+        match queue.reserve(claim, costs) {
+            Err(ScoreError::QueueFull { retry_after }) => retry_after,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_greedy_caller_leaves_room_for_the_others() {
+        let queue = queue(1200, 100);
+        let [greedy, second, third] = ["greedy", "second", "third"].map(claim);
+        let take_all = |claim: &Claim| {
+            std::iter::from_fn(|| queue.reserve(claim, &[10]).ok()).flatten().collect::<Vec<_>>()
+        };
+        let mut first = take_all(&greedy);
+        assert_eq!(first.len(), 50, "half of the items while nobody else is there");
+        let others = take_all(&second);
+        assert_eq!(others.len(), 33, "a third now that there are two");
+        assert_eq!(take_all(&third).len(), 17, "what is left");
+        drop(first.split_off(20));
+        refused(&queue, &greedy, &[10; 20]);
+        // Who holds nothing may send a group that is larger than a share.
+        drop((first, others));
+        assert_eq!(queue.reserve(&third, &[10; 80]).unwrap().len(), 80);
+    }
+
+    #[test]
+    fn all_places_come_back() {
+        let queue = queue(1000, 10);
+        let claim = claim("a");
+        drop(queue.reserve(&claim, &[100; 10]).unwrap());
+        let (job, _answer) = job(&queue, &claim, 1000);
+        queue.push(job);
+        assert_eq!(queue.next_batch(BUDGET).unwrap().len(), 1);
+        assert_eq!(queue.reserve(&claim, &[100; 10]).unwrap().len(), 10);
+        assert!(queue.lock().room.is_empty());
+        assert_eq!(queue.lock().load, Held::default());
+    }
+
+    #[test]
+    fn a_refused_caller_is_told_the_wait_that_is_measured() {
+        let queue = queue(1000, 100);
+        let [a, b] = ["a", "b"].map(claim);
+        let held = queue.reserve(&a, &[1000]).unwrap();
+        assert_eq!(refused(&queue, &b, &[100]), Duration::from_secs(1), "nothing is known yet");
+        queue.lock().drain = Drain::default();
+        let start = Instant::now();
+        queue.lock().drain.begin(start);
+        queue.lock().drain.answered(2000, false, start + Duration::from_secs(10));
+        // 200 tokens a second: room for 100 comes in half a second, for 600 in three.
+        let near = |wait: Duration, seconds: f64| (wait.as_secs_f64() - seconds).abs() < 0.05;
+        assert!(near(refused(&queue, &b, &[100]), 0.5));
+        queue.lock().room.forget_promises();
+        assert!(near(refused(&queue, &b, &[600]), 3.0));
+        // Its own share is 500: what it has above that drains first.
+        assert!(near(refused(&queue, &a, &[100]), 3.0));
+        drop(held);
+    }
+
+    #[test]
+    fn what_cannot_be_in_time_stands_back_for_what_can() {
+        let queue = queue(10_000, 100);
+        let now = Instant::now();
+        let until = |seconds| Claim { deadline: Some(now + Duration::from_secs(seconds)), ..claim("a") };
+        queue.record(1000, Duration::from_secs(100));
+        let mut answers = Vec::new();
+        for (tokens, seconds) in [(501, 30), (502, 30), (103, 3000)] {
+            let (job, answer) = job(&queue, &until(seconds), tokens);
+            queue.push(job);
+            answers.push(answer);
+        }
+        let costs = |jobs: Vec<Job>| jobs.iter().map(|job| job.sample.tokens()).collect::<Vec<_>>();
+        assert_eq!(costs(queue.try_batch(BUDGET)), [103]);
+        // An idle device tries even those, and so learns that it is faster by now.
+        assert_eq!(queue.try_batch(BUDGET).len(), 1);
+        answers.clear();
+        assert!(queue.try_batch(BUDGET).is_empty());
+    }
+
+    #[test]
+    fn a_lost_job_is_tried_once_more_and_then_answered() {
+        let queue = queue(10_000, 100);
+        let (job, mut answer) = job(&queue, &claim("a"), 10);
+        queue.push(job);
+        queue.put_back(queue.try_batch(BUDGET));
+        assert!(answer.try_recv().is_err(), "answered too early");
+        queue.put_back(queue.try_batch(BUDGET));
+        assert!(matches!(answer.try_recv(), Ok(Err(ScoreError::Internal(_)))));
+        assert!(queue.try_batch(BUDGET).is_empty());
     }
 }

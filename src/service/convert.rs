@@ -38,7 +38,7 @@ pub fn stream_work(id: &str, item: Option<proto::ScoreItem>) -> Result<(Arc<str>
 /// The path to the message that has the field of a stream item's error.
 pub fn stream_place(outcome: &Result<Answer, ScoreError>) -> &'static str {
     match outcome {
-        Err(ScoreError::Invalid { field: "id" | "item", .. }) => "",
+        Err(ScoreError::Invalid { field: "id" | "item" | "priority", .. }) => "",
         _ => "item.",
     }
 }

@@ -10,7 +10,6 @@ mod status;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::future::join_all;
 use futures::{FutureExt, Stream, StreamExt, stream};
@@ -21,7 +20,7 @@ use crate::engine::{Admitted, Answer, Engine};
 use crate::error::ScoreError;
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
-use crate::scheduler::Permit;
+use crate::scheduler::{Caller, Claim, Permit, Priority};
 
 pub use calls::{CallLayer, Calls, Deadline};
 pub use status::label as code_name;
@@ -66,9 +65,9 @@ impl SpatialScoreService for Handlers {
         &self,
         request: Request<proto::ScoreRequest>,
     ) -> Result<Response<proto::ScoreResponse>, Status> {
-        let deadline = deadline(&request);
+        let claim = claim(&request);
         let engine = self.engine().map_err(of_call)?;
-        let outcomes = score_batch(&engine, request.into_inner(), deadline).await.map_err(of_call)?;
+        let outcomes = score_batch(&engine, request.into_inner(), claim).await.map_err(of_call)?;
         let place = |index| format!("items[{index}].");
         Ok(Response::new(proto::ScoreResponse {
             timings: Some(convert::timings(outcomes.iter().flatten())),
@@ -86,7 +85,7 @@ impl SpatialScoreService for Handlers {
         &self,
         request: Request<Streaming<proto::ScoreStreamRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
-        let deadline = deadline(&request);
+        let claim = claim(&request);
         let engine = self.engine().map_err(of_call)?;
         let (items, end) = read(request.into_inner(), self.stage.clone());
         let most = engine.limits().max_stream_items;
@@ -94,9 +93,9 @@ impl SpatialScoreService for Handlers {
             // One after the other: while one waits for room in the queue, nothing more is read.
             .then({
                 let engine = Arc::clone(&engine);
-                move |message| admit_streamed(Arc::clone(&engine), message, deadline)
+                move |message| admit_streamed(Arc::clone(&engine), message, claim.clone())
             })
-            .map(move |(id, admitted)| answer_streamed(Arc::clone(&engine), id, admitted, deadline))
+            .map(move |(id, placed)| answer_streamed(Arc::clone(&engine), id, placed))
             .buffer_unordered(most)
             .map(Ok);
         // Why reading ended is told after everything that was read is answered.
@@ -117,7 +116,7 @@ impl SpatialScoreService for Handlers {
 async fn score_batch(
     engine: &Engine,
     request: proto::ScoreRequest,
-    deadline: Option<Instant>,
+    claim: Claim,
 ) -> Result<Vec<Result<Answer, ScoreError>>, ScoreError> {
     let most = engine.limits().max_items_per_request;
     match request.items.len() {
@@ -127,16 +126,19 @@ async fn score_batch(
         }
         _ => {}
     }
+    let claim = Claim { priority: priority(request.priority)?, ..claim };
+    engine.expect_room(&claim, request.items.len())?;
     let prompt = request.prompt.map(Arc::from);
     let admitted = join_all(request.items.into_iter().map(|item| async {
         let (prompt, picture) = convert::work(item, prompt.as_ref())?;
-        engine.admit(prompt, picture, deadline).await
+        engine.admit(prompt, picture, &claim).await
     }))
     .await;
 
     // All that can be scored get their places together, or none does: a group is never half scored.
     let costs: Vec<usize> = admitted.iter().flatten().map(Admitted::tokens).collect();
-    let mut permits = engine.queue().reserve(&costs)?.into_iter();
+    let mut permits = engine.queue().reserve(&claim, &costs)?.into_iter();
+    let claim = &claim;
     let scores = admitted.into_iter().map(|item| {
         let placed = item.and_then(|item| {
             let permit = permits.next().ok_or_else(|| ScoreError::Internal("an item got no place".into()));
@@ -144,7 +146,7 @@ async fn score_batch(
         });
         async move {
             let (item, permit) = placed?;
-            engine.score(item, permit, deadline).await
+            engine.score(item, permit, claim).await
         }
     });
     let outcomes = join_all(scores).await;
@@ -181,18 +183,26 @@ fn read(
     (items, ended)
 }
 
+/// A stream's item that has a place in the queue.
+struct Placed {
+    item: Admitted,
+    permit: Permit,
+    claim: Claim,
+}
+
 /// Finds a place for a stream's item, and waits where there is none.
 async fn admit_streamed(
     engine: Arc<Engine>,
     message: proto::ScoreStreamRequest,
-    deadline: Option<Instant>,
-) -> (String, Result<(Admitted, Permit), ScoreError>) {
-    let proto::ScoreStreamRequest { id, item } = message;
+    claim: Claim,
+) -> (String, Result<Placed, ScoreError>) {
+    let proto::ScoreStreamRequest { id, item, priority: urgency } = message;
     let placed = async {
+        let claim = Claim { priority: priority(urgency)?, ..claim };
         let (prompt, picture) = convert::stream_work(&id, item)?;
-        let item = engine.admit(prompt, picture, deadline).await?;
-        let permit = engine.queue().reserve_when_room(item.tokens()).await?;
-        Ok((item, permit))
+        let item = engine.admit(prompt, picture, &claim).await?;
+        let permit = engine.queue().reserve_when_room(&claim, item.tokens()).await?;
+        Ok(Placed { item, permit, claim })
     }
     .await;
     (id, placed)
@@ -202,12 +212,11 @@ async fn admit_streamed(
 async fn answer_streamed(
     engine: Arc<Engine>,
     id: String,
-    placed: Result<(Admitted, Permit), ScoreError>,
-    deadline: Option<Instant>,
+    placed: Result<Placed, ScoreError>,
 ) -> proto::ScoreStreamResponse {
     let outcome = async {
-        let (item, permit) = placed?;
-        engine.score(item, permit, deadline).await
+        let Placed { item, permit, claim } = placed?;
+        engine.score(item, permit, &claim).await
     }
     .await;
     proto::ScoreStreamResponse {
@@ -217,8 +226,27 @@ async fn answer_streamed(
     }
 }
 
-fn deadline<T>(request: &Request<T>) -> Option<Instant> {
-    request.extensions().get::<Deadline>().map(|deadline| deadline.0)
+/// Whose a call is, and until when its answer is wanted.
+fn claim<T>(request: &Request<T>) -> Claim {
+    let extensions = request.extensions();
+    let caller = extensions.get::<Caller>().cloned().or_else(|| {
+        let address = request.remote_addr()?;
+        Some(Caller(address.ip().to_string().into()))
+    });
+    let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+    Claim { caller: caller.unwrap_or_default(), priority: Priority::default(), deadline }
+}
+
+/// How urgent items are. A number that the contract does not have is not taken for another.
+fn priority(number: i32) -> Result<Priority, ScoreError> {
+    match proto::Priority::try_from(number) {
+        Ok(proto::Priority::Unspecified | proto::Priority::Training) => Ok(Priority::Training),
+        Ok(proto::Priority::Evaluation) => Ok(Priority::Evaluation),
+        Err(_) => {
+            let reason = format!("{number} is none; send 1 for training or 2 for evaluation");
+            Err(ScoreError::invalid("priority", reason))
+        }
+    }
 }
 
 fn of_call(error: ScoreError) -> Status {

@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use spatialscore::config::{Settings, Sources};
@@ -27,6 +28,12 @@ pub const POISON: u8 = 250;
 pub const PANIC: u8 = 251;
 /// A picture of this shade scores NaN.
 pub const NAN: u8 = 252;
+/// A picture of this shade leaves the device unable to compute anything.
+pub const LOST: u8 = 253;
+/// A picture of this shade ends the worker's thread.
+pub const DEATH: u8 = 254;
+/// Stands in the text of every fault that a fake makes, and nowhere in the program.
+pub const FAULT: &str = "on purpose";
 /// Width and height of test pictures.
 const SIDE: u32 = 56;
 
@@ -67,12 +74,27 @@ pub struct FakeDevice {
     released: Condvar,
     /// The shades of each forward, from the moment it began.
     forwards: watch::Sender<Vec<Vec<u8>>>,
+    /// How long it computes an item.
+    pace: Mutex<Duration>,
+    /// The most items that fit its memory.
+    memory: AtomicUsize,
+    /// How many models were made for it.
+    made: AtomicUsize,
+    /// Whether no more can be made.
+    refuses: AtomicBool,
 }
 
 impl FakeDevice {
     fn new(held: bool) -> Arc<Self> {
-        let forwards = watch::Sender::default();
-        Arc::new(Self { held: Mutex::new(held), released: Condvar::new(), forwards })
+        Arc::new(Self {
+            held: Mutex::new(held),
+            released: Condvar::new(),
+            forwards: watch::Sender::default(),
+            pace: Mutex::default(),
+            memory: AtomicUsize::new(usize::MAX),
+            made: AtomicUsize::new(0),
+            refuses: AtomicBool::new(false),
+        })
     }
 
     /// From now on nothing passes.
@@ -84,6 +106,34 @@ impl FakeDevice {
     pub fn release(&self) {
         *self.held.lock().unwrap() = false;
         self.released.notify_all();
+    }
+
+    /// Takes so long for an item from now on.
+    pub fn pace(&self, per_item: Duration) {
+        *self.pace.lock().unwrap() = per_item;
+    }
+
+    /// Has memory for so many items at once from now on.
+    pub fn memory(&self, items: usize) {
+        self.memory.store(items, Ordering::SeqCst);
+    }
+
+    /// Whether no model can be made for it from now on.
+    pub fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    /// How many models were made for it.
+    pub fn made(&self) -> usize {
+        self.made.load(Ordering::SeqCst)
+    }
+
+    fn make(self: &Arc<Self>) -> Result<FakeScorer, LoadError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(LoadError::Probe(format!("no model {FAULT}")));
+        }
+        self.made.fetch_add(1, Ordering::SeqCst);
+        Ok(FakeScorer { device: Arc::clone(self), done: None, lost: false, dying: false })
     }
 
     fn pass(&self) {
@@ -100,37 +150,82 @@ impl FakeDevice {
     pub fn seen(&self) -> Vec<u8> {
         self.forwards.borrow().concat()
     }
-}
 
-/// Lets everything pass once a test is over, failed or not: a runtime does not end while a worker is held.
-struct ReleaseOnDrop(Arc<FakeDevice>);
-
-impl Drop for ReleaseOnDrop {
-    fn drop(&mut self) {
-        self.0.release();
+    /// The same, forward by forward.
+    pub fn forwards(&self) -> Vec<Vec<u8>> {
+        self.forwards.borrow().clone()
     }
 }
 
-struct FakeScorer(Arc<FakeDevice>);
+/// Lets everything pass once a test is over, failed or not: a runtime does not end while a worker is held.
+struct ReleaseOnDrop(Vec<Arc<FakeDevice>>);
+
+impl Drop for ReleaseOnDrop {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|device| device.release());
+    }
+}
+
+/// A model on a fake device. The device computes by itself: a forward is done when its time has passed.
+pub struct FakeScorer {
+    device: Arc<FakeDevice>,
+    /// When the device is done with what it has.
+    done: Option<Instant>,
+    lost: bool,
+    dying: bool,
+}
 
 impl Scorer for FakeScorer {
-    fn score(&mut self, samples: &[&Sample]) -> Result<Vec<Score>, ModelError> {
-        let shades: Vec<u8> = samples.iter().map(|sample| sample.image.pixels[0]).collect();
-        self.0.forwards.send_modify(|seen| seen.push(shades.clone()));
-        self.0.pass();
-        assert!(!shades.contains(&PANIC), "a panic on purpose");
-        if shades.contains(&POISON) {
-            return Err(ModelError::Sample("a failure on purpose".into()));
+    type Staged = Vec<u8>;
+    type Running = (Instant, Vec<u8>);
+
+    fn stage(&mut self, samples: &[&Sample]) -> Result<Vec<u8>, ModelError> {
+        Ok(samples.iter().map(|sample| sample.image.pixels[0]).collect())
+    }
+
+    fn launch(&mut self, shades: Vec<u8>) -> Result<(Instant, Vec<u8>), ModelError> {
+        self.device.forwards.send_modify(|seen| seen.push(shades.clone()));
+        self.device.pass();
+        let fail = |what| Err(ModelError::Sample(format!("{what} {FAULT}")));
+        if shades.len() > self.device.memory.load(Ordering::SeqCst) {
+            return fail("out of memory");
         }
+        assert!(!shades.contains(&PANIC), "a panic {FAULT}");
+        self.dying = shades.contains(&DEATH);
+        self.lost |= self.dying || shades.contains(&LOST);
+        if self.lost || shades.contains(&POISON) {
+            return fail("a failure");
+        }
+        let pace = *self.device.pace.lock().unwrap();
+        let done = self.done.unwrap_or_else(Instant::now).max(Instant::now()) + pace * shades.len() as u32;
+        self.done = Some(done);
+        Ok((done, shades))
+    }
+
+    fn collect(&mut self, (done, shades): (Instant, Vec<u8>)) -> Result<Vec<Score>, ModelError> {
+        std::thread::sleep(done.saturating_duration_since(Instant::now()));
         let mean = |shade| if shade == NAN { f32::NAN } else { f32::from(shade) };
         Ok(shades.iter().map(|&shade| Score { mean: mean(shade), stddev: Some(0.5) }).collect())
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.lost
+    }
+}
+
+impl Drop for FakeScorer {
+    fn drop(&mut self) {
+        // Outside whatever the worker guards: this takes its thread with it.
+        assert!(!self.dying, "a death {FAULT}");
     }
 }
 
 /// A running server.
 pub struct TestServer {
     pub address: SocketAddr,
+    /// The first device.
     pub device: Arc<FakeDevice>,
+    pub devices: Vec<Arc<FakeDevice>>,
     shutdown: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), ServerError>>,
     release: ReleaseOnDrop,
@@ -139,42 +234,46 @@ pub struct TestServer {
 impl TestServer {
     /// A server that serves.
     pub async fn start(flags: &[(&str, &str)]) -> Self {
-        let server = Self::loading(flags).await;
-        server.device.release();
+        Self::start_on(1, flags).await
+    }
+
+    /// A server on so many devices that serves.
+    pub async fn start_on(devices: usize, flags: &[(&str, &str)]) -> Self {
+        let devices = (0..devices).map(|_| FakeDevice::new(false)).collect();
+        let server = Self::with(flags, devices).await;
         server.until_serving().await;
         server
     }
 
     /// A server whose model loads until the device is released.
     pub async fn loading(flags: &[(&str, &str)]) -> Self {
-        let device = FakeDevice::new(true);
-        let scorer = FakeScorer(Arc::clone(&device));
-        Self::with(flags, device, move || Ok(scorer)).await
+        Self::with(flags, vec![FakeDevice::new(true)]).await
     }
 
     /// A server whose model cannot be loaded.
     pub async fn failing() -> Self {
-        let error = || Err::<FakeScorer, _>(LoadError::Probe("no model on purpose".into()));
-        Self::with(&[], FakeDevice::new(false), error).await
+        let device = FakeDevice::new(false);
+        device.refuse(true);
+        Self::with(&[], vec![device]).await
     }
 
-    async fn with<S: Scorer + 'static>(
-        flags: &[(&str, &str)],
-        device: Arc<FakeDevice>,
-        make: impl FnOnce() -> Result<S, LoadError> + Send + 'static,
-    ) -> Self {
+    async fn with(flags: &[(&str, &str)], devices: Vec<Arc<FakeDevice>>) -> Self {
         LazyLock::force(&METRICS);
-        let flags = flags.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let flags = [("server.drain_grace_seconds", "0")].iter().chain(flags);
+        let flags = flags.map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         let settings = Settings::load(&Sources { flags, ..Sources::default() }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, told) = oneshot::channel();
-        let load = move |settings: &Settings| Ok(loaded(settings, Box::new(make)));
+        let makers = devices.iter().cloned();
+        let makers = makers.map(|device| Box::new(move || device.make()) as MakeScorer<FakeScorer>).collect();
+        let load = move |settings: &Settings| Ok(loaded(settings, makers));
         let serving = tokio::spawn(server::serve(settings, listener, load, async {
             let _ = told.await;
         }));
-        let release = ReleaseOnDrop(Arc::clone(&device));
-        Self { address, device, shutdown, serving, release }
+        let device = Arc::clone(&devices[0]);
+        let release = ReleaseOnDrop(devices.clone());
+        Self { address, device, devices, shutdown, serving, release }
     }
 
     pub async fn channel(&self) -> Channel {
@@ -184,6 +283,18 @@ impl TestServer {
 
     pub async fn client(&self) -> SpatialScoreServiceClient<Channel> {
         SpatialScoreServiceClient::new(self.channel().await)
+    }
+
+    /// A client with an address of its own, such as 127.0.0.2: another caller to the server.
+    pub async fn client_from(&self, address: &'static str) -> SpatialScoreServiceClient<Channel> {
+        let to = self.address;
+        let connector = tower::service_fn(move |_| async move {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(address.parse().unwrap(), 0))?;
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(socket.connect(to).await?))
+        });
+        let endpoint = Channel::from_shared(format!("http://{to}")).unwrap();
+        SpatialScoreServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
     }
 
     async fn until_serving(&self) {
@@ -216,7 +327,7 @@ impl Ending {
     }
 }
 
-fn loaded<S: Scorer>(settings: &Settings, make: MakeScorer<S>) -> Loaded<S> {
+fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {
     let files = CheckpointFiles::open(checkpoint().to_str().unwrap(), None, None).unwrap();
     let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
     let limits = ProcessorLimits {
@@ -229,19 +340,28 @@ fn loaded<S: Scorer>(settings: &Settings, make: MakeScorer<S>) -> Loaded<S> {
         architecture: "qwen2_5_vl".into(),
         revision: "none".into(),
         dtype: "float32".into(),
-        devices: vec!["cpu".into()],
+        devices: (0..workers.len()).map(|index| format!("fake:{index}")).collect(),
         output: Output::Gaussian,
         notice: "A fake.".into(),
     };
     let processor = Processor::load(&files, &reward, limits).unwrap();
-    Loaded { info, processor, workers: vec![make] }
+    Loaded { info, processor, workers }
 }
 
-/// A picture of one shade of grey, as pixels.
+/// A picture of one shade of grey, as pixels. No two are the same: a number stands in its last corner.
 pub fn image(shade: u8) -> proto::Image {
-    let rgb8 = vec![shade; (SIDE * SIDE * 3) as usize].into();
-    let raw = proto::RawImage { width: SIDE, height: SIDE, rgb8 };
+    let mut rgb8 = vec![shade; (SIDE * SIDE * 3) as usize];
+    stamp(&mut rgb8);
+    let raw = proto::RawImage { width: SIDE, height: SIDE, rgb8: rgb8.into() };
     proto::Image { source: Some(proto::image::Source::Raw(raw)) }
+}
+
+/// Writes a number of its own at the end of a picture's samples.
+pub fn stamp(samples: &mut [u8]) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = (NEXT.fetch_add(1, Ordering::Relaxed) as u32).to_le_bytes();
+    let end = samples.len() - number.len();
+    samples[end..].copy_from_slice(&number);
 }
 
 /// The same as a PNG file.
@@ -250,7 +370,9 @@ pub fn png(shade: u8) -> Vec<u8> {
     let mut encoder = png::Encoder::new(&mut file, SIDE, SIDE);
     encoder.set_color(png::ColorType::Grayscale);
     let mut writer = encoder.write_header().unwrap();
-    writer.write_image_data(&[shade; (SIDE * SIDE) as usize]).unwrap();
+    let mut samples = [shade; (SIDE * SIDE) as usize];
+    stamp(&mut samples);
+    writer.write_image_data(&samples).unwrap();
     writer.finish().unwrap();
     file
 }
@@ -267,13 +389,13 @@ pub fn item(image: proto::Image) -> proto::ScoreItem {
 /// A request for pictures of these shades.
 pub fn request(shades: impl IntoIterator<Item = u8>) -> proto::ScoreRequest {
     let items = shades.into_iter().map(|shade| item(image(shade))).collect();
-    proto::ScoreRequest { prompt: Some("a cup to the left of a plate".into()), items }
+    proto::ScoreRequest { prompt: Some("a cup to the left of a plate".into()), items, ..Default::default() }
 }
 
 pub fn stream_item(id: &str, shade: u8) -> proto::ScoreStreamRequest {
     let prompt = Some("a cup to the left of a plate".into());
     let item = Some(proto::ScoreItem { prompt, image: Some(image(shade)) });
-    proto::ScoreStreamRequest { id: id.into(), item }
+    proto::ScoreStreamRequest { id: id.into(), item, ..Default::default() }
 }
 
 /// The score, or the code and text of the error.

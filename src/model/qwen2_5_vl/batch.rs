@@ -6,6 +6,7 @@ use super::config::Config;
 use super::rope::{mrope_positions, vision_positions, windows};
 use super::segments::Segments;
 use crate::model::checkpoint::Positions;
+use crate::model::layers::upload;
 use crate::model::{ModelError, Sample};
 
 /// The pictures of a batch, laid end to end.
@@ -62,9 +63,11 @@ pub fn vision_batch(config: &Config, samples: &[&Sample], device: Device) -> Vis
     }
     let patches = natural.len() as i64;
     VisionBatch {
-        pixels: Tensor::from_data_size(&pixels, &[patches, config.vision.patch_bytes() as i64], Kind::Uint8)
-            .to_device(device),
-        positions: Tensor::from_slice(&positions).view([patches, 2]).to_device(device),
+        pixels: upload(
+            &Tensor::from_data_size(&pixels, &[patches, config.vision.patch_bytes() as i64], Kind::Uint8),
+            device,
+        ),
+        positions: upload(&Tensor::from_slice(&positions).view([patches, 2]), device),
         windows: Segments::new(&window_rows, device),
         pictures: Segments::new(&picture_rows, device),
         natural,
@@ -117,9 +120,9 @@ pub fn text_batch(
     let visual_rows: Vec<i64> =
         natural.iter().step_by(unit as usize).map(|&patch| placeholders[(patch / unit) as usize]).collect();
     Ok(TextBatch {
-        input_ids: Tensor::from_slice(&input_ids).to_device(device),
-        visual_rows: Tensor::from_slice(&visual_rows).to_device(device),
-        positions: Tensor::from_slice(&axes.concat()).view([3, -1]).to_device(device),
+        input_ids: upload(&Tensor::from_slice(&input_ids), device),
+        visual_rows: upload(&Tensor::from_slice(&visual_rows), device),
+        positions: upload(&Tensor::from_slice(&axes.concat()).view([3, -1]), device),
         samples: Segments::new(&rows, device),
     })
 }

@@ -2,6 +2,8 @@
 
 use tch::{Device, Tensor};
 
+use crate::model::layers::upload;
+
 /// Which rows of a `[rows, …]` tensor attend to one another.
 ///
 /// Segments of one length are computed together, so a batch costs one attention call for each length in it.
@@ -43,7 +45,7 @@ impl Segments {
         Self {
             groups,
             order: permutation(&order, device),
-            last: Tensor::from_slice(&last).to_device(device),
+            last: upload(&Tensor::from_slice(&last), device),
             last_order: permutation(&by_length.iter().map(|&s| s as i64).collect::<Vec<_>>(), device)
                 .map(|(_, inverse)| inverse),
         }
@@ -146,5 +148,5 @@ fn permutation(order: &[i64], device: Device) -> Option<(Tensor, Tensor)> {
     for (place, &row) in (0..).zip(order) {
         inverse[row as usize] = place;
     }
-    Some((Tensor::from_slice(order).to_device(device), Tensor::from_slice(&inverse).to_device(device)))
+    Some((upload(&Tensor::from_slice(order), device), upload(&Tensor::from_slice(&inverse), device)))
 }

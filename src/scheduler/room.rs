@@ -1,0 +1,130 @@
+//! Who holds how much of the queue's room, and who may have more.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use metrics::gauge;
+
+use super::caller::{Caller, Claim, Priority};
+use super::rate::{Comeback, Drain};
+use crate::config::Capacity;
+use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
+
+/// The places that are taken.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    held: Held,
+    /// The same by caller; who holds nothing is not listed.
+    accounts: HashMap<Caller, Account>,
+    /// The same by priority.
+    by_priority: [Held; 2],
+    /// For callers that hold nothing.
+    comeback: Comeback,
+}
+
+/// Places that are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Held {
+    pub tokens: usize,
+    pub items: usize,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    held: Held,
+    comeback: Comeback,
+}
+
+impl Held {
+    pub fn plus(self, other: Self) -> Self {
+        Self { tokens: self.tokens + other.tokens, items: self.items + other.items }
+    }
+
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_sub(other.tokens),
+            items: self.items.saturating_sub(other.items),
+        }
+    }
+
+    /// What of it is above the capacity.
+    pub fn over(self, capacity: Capacity) -> Self {
+        self.minus(Self { tokens: capacity.tokens, items: capacity.items })
+    }
+
+    /// Its tokens, and those of its items where these are of the mean size of what is in `all`.
+    fn in_tokens(self, all: Self) -> usize {
+        self.tokens.max(self.items * all.tokens.div_ceil(all.items.max(1)))
+    }
+}
+
+impl Room {
+    /// Whether nobody holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.held.items == 0
+    }
+
+    /// Takes places that [`Room::admit`] has found.
+    pub fn take(&mut self, claim: &Claim, wanted: Held) {
+        self.held = self.held.plus(wanted);
+        let account = self.accounts.entry(claim.caller.clone()).or_default();
+        account.held = account.held.plus(wanted);
+        let lane = &mut self.by_priority[claim.priority as usize];
+        *lane = lane.plus(wanted);
+        self.publish(claim.priority);
+    }
+
+    /// Gives back one place.
+    pub fn give_back(&mut self, caller: &Caller, priority: Priority, tokens: usize) {
+        let given = Held { tokens, items: 1 };
+        self.held = self.held.minus(given);
+        if let Some(account) = self.accounts.get_mut(caller) {
+            account.held = account.held.minus(given);
+            if account.held.items == 0 {
+                self.accounts.remove(caller);
+            }
+        }
+        let lane = &mut self.by_priority[priority as usize];
+        *lane = lane.minus(given);
+        self.publish(priority);
+    }
+
+    fn publish(&self, priority: Priority) {
+        let Held { tokens, items } = self.by_priority[priority as usize];
+        gauge!(QUEUE_ITEMS, "priority" => priority.name()).set(items as f64);
+        gauge!(QUEUE_TOKENS, "priority" => priority.name()).set(tokens as f64);
+    }
+
+    /// Whether there is room for `wanted`, or how long until there should be.
+    ///
+    /// With `n` callers that hold places, none may hold more than one part in `n + 1`: there is always a part free
+    /// for one who comes anew. Who holds nothing may take whatever fits.
+    pub fn admit(
+        &mut self,
+        capacity: Capacity,
+        caller: &Caller,
+        wanted: Held,
+        drain: &Drain,
+    ) -> Result<(), Duration> {
+        let known = self.accounts.get(caller).map(|account| account.held);
+        let holders = self.accounts.len() + usize::from(known.is_none());
+        let share =
+            Capacity { tokens: capacity.tokens / (holders + 1), items: capacity.items / (holders + 1) };
+        let excess = self.held.plus(wanted).over(capacity);
+        let own = known.map(|held| held.plus(wanted).over(share)).unwrap_or_default();
+        if excess == Held::default() && own == Held::default() {
+            return Ok(());
+        }
+        // What is its own drains at its share of the whole rate.
+        let excess = excess.in_tokens(self.held).max(own.in_tokens(self.held) * holders);
+        let now = Instant::now();
+        let comeback =
+            self.accounts.get_mut(caller).map_or(&mut self.comeback, |account| &mut account.comeback);
+        Err(comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), now))
+    }
+
+    #[cfg(test)]
+    pub fn forget_promises(&mut self) {
+        self.comeback = Comeback::default();
+    }
+}

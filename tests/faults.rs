@@ -1,0 +1,290 @@
+//! What a server does when a part of it breaks, each through a real socket.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use futures::StreamExt;
+use spatialscore::engine::LoadError;
+use spatialscore::proto;
+use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::server::ServerError;
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Streaming};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+const RESTARTS: &str = "spatialscore_worker_restarts_total{device=\"fake:0\"}";
+/// For tests that read how a counter of the process grows.
+static COUNTERS: Mutex<()> = Mutex::const_new(());
+
+async fn watch_health(server: &TestServer) -> Streaming<HealthCheckResponse> {
+    let watch = HealthCheckRequest { service: String::new() };
+    let mut watched = HealthClient::new(server.channel().await).watch(watch).await.unwrap().into_inner();
+    // The first word is how things are.
+    soon(watched.next()).await.unwrap().unwrap();
+    watched
+}
+
+async fn until_health(watched: &mut Streaming<HealthCheckResponse>, wanted: ServingStatus) {
+    while soon(watched.next()).await.unwrap().unwrap().status() != wanted {}
+}
+
+async fn score(
+    server: &TestServer,
+    shades: impl IntoIterator<Item = u8>,
+) -> Vec<Result<f32, (Code, String)>> {
+    let mut client = server.client().await;
+    let response = soon(client.score(request(shades))).await.unwrap();
+    outcomes(&response.into_inner())
+}
+
+/// Computes some pictures of which one fails: the others have their scores, and it has its error.
+async fn only_the_guilty_fails(server: &TestServer, guilty: u8, text: &str) {
+    server.device.hold();
+    let client = server.client().await;
+    // On the device while the batch comes together.
+    let first = tokio::spawn(async move { client.clone().score(request([1])).await });
+    server.device.reached(1).await;
+    let batch = score(server, [2, 3, guilty, 4, 5]);
+    let released = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.device.release();
+    };
+    let (outcomes, ()) = tokio::join!(batch, released);
+    for (index, mean) in [(0, 2.0), (1, 3.0), (3, 4.0), (4, 5.0)] {
+        assert_eq!(outcomes[index], Ok(mean), "{outcomes:?}");
+    }
+    let (code, message) = outcomes[2].as_ref().unwrap_err();
+    assert_eq!(*code, Code::Internal);
+    assert!(message.contains(text), "{message}");
+    assert!(first.await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_does_not_fit_memory_is_halved() {
+    let server = TestServer::start(&[]).await;
+    server.device.memory(2);
+    server.device.hold();
+    let client = server.client().await;
+    let first = tokio::spawn(async move { client.clone().score(request([1])).await });
+    server.device.reached(1).await;
+    let batch = score(&server, [2, 3, 4, 5, 6, 7, 8]);
+    let released = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.device.release();
+    };
+    let (outcomes, ()) = tokio::join!(batch, released);
+    assert_eq!(outcomes, (2..=8).map(|shade| Ok(shade as f32)).collect::<Vec<_>>());
+    let largest = server.device.forwards().iter().map(Vec::len).max().unwrap();
+    assert!(largest > 2, "nothing was too large");
+    assert!(first.await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_forward_fails_only_its_cause() {
+    let server = TestServer::start(&[]).await;
+    for (guilty, text) in
+        [(POISON, "a failure on purpose"), (PANIC, "a panic on purpose"), (NAN, "not finite")]
+    {
+        only_the_guilty_fails(&server, guilty, text).await;
+    }
+    assert_eq!(server.device.made(), 1, "the worker was lost over it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_worker_is_made_anew_and_nothing_is_lost_with_it() {
+    let _counters = COUNTERS.lock().await;
+    for guilty in [LOST, DEATH] {
+        let server = TestServer::start(&[]).await;
+        let before = metric(RESTARTS);
+        let mut health = watch_health(&server).await;
+        only_the_guilty_fails(&server, guilty, "workers were lost over this item").await;
+        until_health(&mut health, ServingStatus::NotServing).await;
+        until_health(&mut health, ServingStatus::Serving).await;
+        // Once with its neighbours and once alone.
+        assert_eq!(server.device.made(), 3);
+        // Other tests lose workers too.
+        assert!(metric(RESTARTS) - before >= 2.0);
+        assert_eq!(score(&server, [6]).await, [Ok(6.0)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_holds_while_no_worker_is_up() {
+    let _counters = COUNTERS.lock().await;
+    let server = TestServer::start(&[]).await;
+    let mut health = watch_health(&server).await;
+    server.device.refuse(true);
+    let mut client = server.client().await;
+    let guilty = tokio::spawn(async move { client.score(request([LOST])).await });
+    until_health(&mut health, ServingStatus::NotServing).await;
+    let waits = score(&server, [2, 3]);
+    tokio::pin!(waits);
+    let early = tokio::time::timeout(Duration::from_millis(400), &mut waits).await;
+    assert!(early.is_err(), "{early:?} without a worker");
+    assert_eq!(metric("spatialscore_workers"), 0.0);
+    server.device.refuse(false);
+    assert_eq!(soon(waits).await, [Ok(2.0), Ok(3.0)]);
+    until_health(&mut health, ServingStatus::Serving).await;
+    let outcome = outcomes(&soon(guilty).await.unwrap().unwrap().into_inner());
+    assert_eq!(outcome[0].as_ref().unwrap_err().0, Code::Internal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_device_stays_away_says_so_and_ends() {
+    let server = TestServer::start(&[("server.recovery_timeout_seconds", "1")]).await;
+    server.device.refuse(true);
+    let mut client = server.client().await;
+    let call = tokio::spawn(async move { client.score(request([LOST])).await });
+    let status = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let error = server.ended().await.unwrap_err();
+    assert!(matches!(error, ServerError::Load(LoadError::Lost(_))), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_device_carries_on_without_the_other() {
+    let server = Arc::new(TestServer::start_on(2, &[("batch.max_items", "1")]).await);
+    let mut health = watch_health(&server).await;
+    server.devices.iter().for_each(|device| {
+        device.refuse(true);
+        device.hold();
+    });
+    let held = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move { score(&server, [1, 2]).await }
+    });
+    // Each has one of the two; then the first is lost over a third.
+    until(|| server.devices.iter().all(|device| device.seen().len() > 1)).await;
+    let mut client = server.client().await;
+    let guilty = tokio::spawn(async move { client.score(request([LOST])).await });
+    server.devices[0].release();
+    until(|| server.devices[0].seen().contains(&LOST)).await;
+    server.devices[1].refuse(false);
+    server.devices[1].release();
+    assert_eq!(soon(held).await.unwrap(), [Ok(1.0), Ok(2.0)]);
+    // It takes the second with it, and that one comes back.
+    let outcome = outcomes(&soon(guilty).await.unwrap().unwrap().into_inner());
+    assert_eq!(outcome[0].as_ref().unwrap_err().0, Code::Internal);
+    until_health(&mut health, ServingStatus::Serving).await;
+    assert_eq!(score(&server, [3]).await, [Ok(3.0)]);
+    assert_eq!(server.devices[0].made(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_forward_costs_its_callers_time_and_nothing_else() {
+    let server = TestServer::start(&[]).await;
+    server.device.pace(Duration::from_millis(400));
+    let mut hasty = Request::new(request([2]));
+    hasty.set_timeout(Duration::from_millis(100));
+    let status = soon(server.client().await.score(hasty)).await.unwrap_err();
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+    assert_eq!(score(&server, [3]).await, [Ok(3.0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn balancers_have_time_to_turn_away() {
+    let server = TestServer::start(&[("server.drain_grace_seconds", "1")]).await;
+    let mut health = watch_health(&server).await;
+    let (mut client, mut late) = (server.client().await, server.client().await);
+    let ending = server.shut_down();
+    until_health(&mut health, ServingStatus::NotServing).await;
+    // Whoever has not heard of it yet is still served.
+    assert_eq!(outcomes(&client.score(request([1])).await.unwrap().into_inner()), [Ok(1.0)]);
+    let refused = async {
+        loop {
+            if let Err(status) = late.get_model(proto::GetModelRequest {}).await {
+                break status;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert_eq!(soon(refused).await.code(), Code::Unavailable);
+    ending.end().await;
+}
+
+/// A server in a process of its own.
+struct Process(Child);
+
+impl Process {
+    fn start(address: SocketAddr) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spatialscore"));
+        command.args(["serve", "--device=cpu", "--metrics-listen=", "--listen", &address.to_string()]);
+        command.args(["--checkpoint", checkpoint().to_str().unwrap()]);
+        command.env_remove("RUST_LOG").env_remove("SPATIALSCORE_CONFIG").stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Process {
+    /// SIGKILL.
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Calls until it has an answer, as a trainer's client does.
+async fn insist(client: &mut SpatialScoreServiceClient<Channel>, request: &proto::ScoreRequest) -> Vec<f32> {
+    let call = async {
+        loop {
+            if let Ok(response) = client.score(request.clone()).await {
+                break response.into_inner();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let response = tokio::time::timeout(Duration::from_secs(120), call).await.expect("it takes too long");
+    outcomes(&response).into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigkill_and_restart_lose_nothing_that_a_retry_can_get() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let mut client = SpatialScoreServiceClient::new(channel);
+    let requests: Vec<_> =
+        (0..30).map(|round| request([round, round + 60, round + 120, round + 180])).collect();
+    let mut process = Process::start(address);
+    let mut scores = Vec::new();
+    for (round, request) in requests.iter().enumerate() {
+        if round % 15 == 10 {
+            // In the middle of a call.
+            let (mut other, request) = (client.clone(), request.clone());
+            let cut = tokio::spawn(async move { insist(&mut other, &request).await });
+            tokio::time::sleep(Duration::from_millis(round as u64 / 10)).await;
+            drop(process);
+            process = Process::start(address);
+            scores.push(cut.await.unwrap());
+        } else {
+            scores.push(insist(&mut client, request).await);
+        }
+    }
+    // A server that nobody disturbs says the same, and no two calls have the same answer.
+    for (round, (request, scores)) in requests.iter().zip(&scores).enumerate() {
+        for (a, b) in insist(&mut client, request).await.iter().zip(scores) {
+            assert!((a - b).abs() < 1e-4, "round {round}: {a} and {b}");
+        }
+    }
+    scores.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    assert!(scores.windows(2).all(|pair| pair[0] != pair[1]), "scores that tell nothing apart");
+}
+
+/// What makes faults for these tests stands in these tests.
+#[test]
+fn the_program_has_no_fault_points() {
+    let has = |file: &std::path::Path| {
+        let bytes = std::fs::read(file).unwrap();
+        bytes.windows(FAULT.len()).any(|window| window == FAULT.as_bytes())
+    };
+    assert!(has(&std::env::current_exe().unwrap()), "the search finds nothing anywhere");
+    assert!(!has(env!("CARGO_BIN_EXE_spatialscore").as_ref()));
+}
