@@ -1,11 +1,13 @@
 //! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
 //!
-//! A call passes `calls` (deadline, count, log), then its handler here, which turns messages to work with
+//! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much, how slowly), then its handler here, which turns messages to work with
 //! `convert`, hands it to the engine, and turns what comes back to messages; errors become statuses by the one
 //! table in `status`.
 
 mod calls;
 mod convert;
+mod gate;
+mod punctual;
 mod status;
 
 use std::pin::Pin;
@@ -23,7 +25,8 @@ use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
 use crate::scheduler::Permit;
 
-pub use calls::{CallLayer, Calls, Deadline};
+pub use calls::{CallLayer, Calls, Deadline, OpenCall};
+pub use gate::{Gate, Gated, Peer};
 pub use status::label as code_name;
 
 /// Where the server is in its life.
