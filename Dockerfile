@@ -25,6 +25,7 @@ RUN install -d -o spatialscore /var/cache/huggingface
 USER spatialscore
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
-# A container's network is its operator's to guard; --allow-anonymous says that this was thought of.
+# A container is reached by what its operator publishes, and by nobody else: --allow-anonymous says that this was
+# thought of. With SPATIALSCORE__AUTH__TOKENS_FILE set, callers must show a token all the same.
 ENTRYPOINT ["spatialscore"]
 CMD ["serve", "--allow-anonymous"]

@@ -8,7 +8,7 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini test-training eval report clean
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity fixtures train-mini test-training eval report clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 
 .venv/pip/installed: scripts/python_env.py
 	$(PYTHON) $< $(@D)
+	@touch $@
+
+.cache/prometheus/promtool: scripts/prometheus.sh
+	$< $(@D)
 	@touch $@
 
 .venv/test/installed: scripts/python_env.py tests/requirements.txt
@@ -52,11 +56,16 @@ lint: libtorch ## Formatting, clippy, rustdoc: no warnings
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --document-private-items
 
-test: lint .venv/test/installed .cache/drawings/fetched ## Run every check that CI runs
-	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test $(CARGO) test --release
+test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetched ## Run every check that CI runs
+	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test SPATIALSCORE_TEST_PROMETHEUS=$(CURDIR)/.cache/prometheus \
+	    $(CARGO) test --release
 	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
+
+FUZZ_SECONDS ?= 300
+fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS (needs a nightly Rust)
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
 	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))

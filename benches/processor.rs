@@ -47,7 +47,12 @@ fn processor(max_pixels: u64) -> Processor {
     let files = CheckpointFiles::open(checkpoint, None, None).unwrap();
     let mut reward: RewardConfig = files.require_json("reward_config.json").unwrap();
     (reward.min_pixels, reward.max_pixels) = (Some(3136), Some(max_pixels));
-    let limits = ProcessorLimits { max_prompt_bytes: 4096, max_image_pixels: 1 << 24, max_item_tokens: 4096 };
+    let limits = ProcessorLimits {
+        max_prompt_bytes: 4096,
+        max_image_pixels: 1 << 24,
+        max_item_tokens: 4096,
+        ..ProcessorLimits::NONE
+    };
     Processor::load(&files, &reward, limits).unwrap()
 }
 

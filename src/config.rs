@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
+use crate::auth::{self, Tokens};
 use crate::device::{Devices, Dtype};
 
 /// The example file, which holds the default of every setting.
@@ -42,8 +43,14 @@ pub struct Settings {
     pub cache_items: usize,
     /// What a caller must keep.
     pub limits: Limits,
+    /// The file of the tokens that callers must show; `None`: nobody is asked.
+    pub tokens_file: Option<PathBuf>,
+    /// TLS; `None`: plain text.
+    pub tls: Option<TlsSettings>,
     /// The log.
     pub log: LogSettings,
+    /// Where traces go.
+    pub trace: TraceSettings,
     /// Where metrics are read; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -59,6 +66,41 @@ pub struct ServerSettings {
     pub drain_timeout: Duration,
     /// The time without a worker after which the server ends.
     pub recovery_timeout: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Calls at once on one connection.
+    pub max_streams: u32,
+    /// The silence after which a connection's other end is asked for a sign of life; `None`: never.
+    pub keepalive: Option<Duration>,
+    /// The time without a call after which a connection is closed; `None`: never.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Section `[tls]`: PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// The server's certificate, and those between it and its root.
+    pub certificate: PathBuf,
+    /// The private key of the certificate.
+    pub key: PathBuf,
+    /// The authorities that sign clients' certificates; `None`: clients show none.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// All of its files: certificate, key, and the clients' authorities where there are any.
+    pub fn files(&self) -> Vec<PathBuf> {
+        [&self.certificate, &self.key].into_iter().chain(&self.client_ca).cloned().collect()
+    }
+}
+
+/// Section `[trace]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TraceSettings {
+    /// The OTLP collector's gRPC endpoint; `None`: traces are not exported.
+    pub otlp_endpoint: Option<String>,
+    /// The share of the traces begun here that is exported, from 0 to 1.
+    pub sample_ratio: f64,
 }
 
 /// Section `[model]`.
@@ -93,6 +135,14 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// Tokens of one item.
     pub max_item_tokens: usize,
+    /// Tokens of one item's text.
+    pub max_prompt_tokens: usize,
+    /// Bytes of an encoded picture.
+    pub max_image_bytes: usize,
+    /// Calls of one caller at once.
+    pub max_calls_per_caller: usize,
+    /// The time in which a message must arrive that was begun.
+    pub message_timeout: Duration,
 }
 
 /// Section `[queue]`: what may wait, items that are still being prepared included.
@@ -187,13 +237,15 @@ impl Settings {
                 drain_grace: Duration::from_secs(r.number("server.drain_grace_seconds", 0..=3600)),
                 drain_timeout: Duration::from_secs(r.number("server.drain_timeout_seconds", 0..=86400)),
                 recovery_timeout: Duration::from_secs(r.number("server.recovery_timeout_seconds", 1..=86400)),
+                max_connections: r.number("server.max_connections", 1..=1 << 20),
+                max_streams: r.number("server.max_streams_per_connection", 1..=1 << 20),
+                keepalive: r.seconds("server.keepalive_seconds", 0..=86400),
+                idle_timeout: r.seconds("server.idle_timeout_seconds", 0..=604_800),
             },
             model: ModelSettings {
                 checkpoint: r.text("model.checkpoint"),
                 revision: Some(r.text("model.revision")).filter(|s| !s.is_empty()),
-                reward_config: Some(r.text("model.reward_config"))
-                    .filter(|s| !s.is_empty())
-                    .map(PathBuf::from),
+                reward_config: r.path("model.reward_config"),
                 device: r.parse("model.device", Devices::FORMS, Devices::Auto),
                 dtype: r.parse("model.dtype", Dtype::FORMS, Dtype::Auto),
                 threads: r.threads("model.threads"),
@@ -215,10 +267,20 @@ impl Settings {
                 max_prompt_bytes: r.number("limits.max_prompt_bytes", 1..=1 << 20),
                 max_image_pixels: r.number("limits.max_image_pixels", 1..=1 << 32),
                 max_item_tokens: r.number("limits.max_item_tokens", 1..=MOST_TOKENS),
+                max_prompt_tokens: r.number("limits.max_prompt_tokens", 1..=MOST_TOKENS),
+                max_image_bytes: r.number("limits.max_image_bytes", 1..=1 << 30),
+                max_calls_per_caller: r.number("limits.max_calls_per_caller", 1..=1 << 20),
+                message_timeout: Duration::from_secs(r.number("limits.message_timeout_seconds", 1..=86400)),
             },
+            tokens_file: r.path("auth.tokens_file"),
+            tls: r.tls(),
             log: LogSettings {
                 level: r.parse("log.level", "error, warn, info, debug or trace", tracing::Level::INFO),
                 format: r.parse("log.format", "text or json", LogFormat::Text),
+            },
+            trace: TraceSettings {
+                otlp_endpoint: r.endpoint("trace.otlp_endpoint"),
+                sample_ratio: r.number("trace.sample_ratio", 0.0..=1.0),
             },
             metrics_listen: r.optional_address("metrics.listen", 9464),
         };
@@ -235,12 +297,38 @@ impl Settings {
         r.at_most(per_request, limits.max_items_per_request, "queue.max_items", self.queue.items);
         r.at_most("limits.max_item_tokens", limits.max_item_tokens, "queue.max_tokens", self.queue.tokens);
         let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
-        if !self.server.listen.ip().is_loopback() && !anonymous {
+        let asked =
+            self.tokens_file.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if !self.server.listen.ip().is_loopback() && !anonymous && !asked {
             r.fault(
                 "server.listen",
-                "other machines can reach this address, and the server has no authentication yet: take a loopback \
-                 address such as 127.0.0.1, or say --allow-anonymous (server.allow_anonymous = true)",
+                "other machines can reach this address, and nobody is asked who they are: give callers tokens \
+                 (auth.tokens_file) or certificates (tls.client_ca), take a loopback address such as 127.0.0.1, or \
+                 say --allow-anonymous (server.allow_anonymous = true)",
             );
+        }
+        self.check_files(r);
+    }
+
+    /// Reads the files that say who may call: what is wrong with them is told with the rest.
+    fn check_files(&self, r: &mut Reader) {
+        if let Some(path) = &self.tokens_file {
+            let tokens =
+                auth::read(std::slice::from_ref(path)).and_then(|read| Tokens::parse(path, &read[0]));
+            if let Err(fault) = tokens {
+                r.fault("auth.tokens_file", format!("the file {}", fault.fault));
+            }
+        }
+        if let Some(tls) = &self.tls {
+            let config = auth::read(&tls.files()).and_then(|read| auth::server_config(tls, &read));
+            if let Err(fault) = config {
+                let name = match &fault.path {
+                    path if *path == tls.key => "tls.key",
+                    path if Some(path) == tls.client_ca.as_ref() => "tls.client_ca",
+                    _ => "tls.certificate",
+                };
+                r.fault(name, format!("the file {}", fault.fault));
+            }
         }
     }
 }
@@ -378,6 +466,44 @@ impl Reader {
         Some(self.parse(name, &format!("{ADDRESS}{port}; empty for off"), (Ipv4Addr::LOCALHOST, port).into()))
     }
 
+    /// A number of seconds, of which 0 stands for never.
+    fn seconds(&mut self, name: &'static str, range: RangeInclusive<u64>) -> Option<Duration> {
+        Some(self.number(name, range)).filter(|&seconds| seconds > 0).map(Duration::from_secs)
+    }
+
+    /// A path; nothing stands for none.
+    fn path(&mut self, name: &'static str) -> Option<PathBuf> {
+        Some(self.text(name)).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn tls(&mut self) -> Option<TlsSettings> {
+        let [certificate, key, client_ca] = ["tls.certificate", "tls.key", "tls.client_ca"];
+        match (self.path(certificate), self.path(key), self.path(client_ca)) {
+            (Some(certificate), Some(key), client_ca) => Some(TlsSettings { certificate, key, client_ca }),
+            (None, None, None) => None,
+            (None, ..) => {
+                self.fault(certificate, "is missing: TLS needs a certificate and its key");
+                None
+            }
+            (Some(_), None, _) => {
+                self.fault(key, "is missing: TLS needs a certificate and its key");
+                None
+            }
+        }
+    }
+
+    fn endpoint(&mut self, name: &'static str) -> Option<String> {
+        let text = self.text(name);
+        if text.is_empty() {
+            return None;
+        }
+        let uri = text.parse::<http::Uri>();
+        if !uri.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()) {
+            self.fault(name, "must be a URL, as in http://127.0.0.1:4317; empty for off");
+        }
+        Some(text)
+    }
+
     fn at_most(&mut self, name: &str, value: usize, bound: &str, most: usize) {
         if value > most && !self.is_faulty(name) && !self.is_faulty(bound) {
             self.fault(name, format!("must be at most {bound}, which is {most}"));
@@ -463,7 +589,11 @@ mod tests {
         for name in names() {
             let comment = comment_of(name);
             assert!(!comment.is_empty(), "{name} has no comment");
-            if let Err(InvalidSettings(faults)) = load(&[(name, "?")]) {
+            // A file that is not there has no range.
+            let files = ["auth.tokens_file", "tls.certificate", "tls.key", "tls.client_ca"];
+            if let Some(InvalidSettings(faults)) =
+                load(&[(name, "?")]).err().filter(|_| !files.contains(&name))
+            {
                 let range = faults[0].problem.strip_prefix("must be ").unwrap();
                 assert!(comment.contains(range), "{name}: {range:?} is not in {comment:?}");
             }

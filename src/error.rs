@@ -21,6 +21,18 @@ pub enum ScoreError {
         /// The time after which there should be room.
         retry_after: Duration,
     },
+    /// The caller did not say who it is, or not in a way that can be believed.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    /// The caller has as many calls open as it may.
+    #[error("this caller has {limit} calls open, as many as it may have: try again when one has ended")]
+    TooManyCalls {
+        /// How many it may have.
+        limit: usize,
+    },
+    /// A message was begun and did not arrive in time.
+    #[error("the message did not arrive whole within {} s", .0.as_secs())]
+    SlowMessage(Duration),
     /// The caller's deadline passed before the item reached a device.
     #[error("the deadline passed before the item could be scored")]
     DeadlineExceeded,

@@ -5,8 +5,8 @@
 //!
 //! One direction, no way back but the reply. A module may use those below it in this list and none above:
 //!
-//! 1. [`server`]: the life of a server: listen, load, serve, drain, stop.
-//! 2. [`service`]: the gRPC edge. Checks limits and deadlines, refuses early.
+//! 1. [`server`]: the life of a server: listen, load, serve, drain, stop. [`transport`]: its connections, TLS.
+//! 2. [`service`]: the gRPC edge. Knows who calls, checks limits and deadlines, refuses early.
 //! 3. [`engine`]: what stands behind the service: processor, queue and workers of a model that is up.
 //! 4. [`processor`]: bytes to pixels to patches, prompt to token ids, on a CPU pool. The twin of the
 //!    Hugging Face processor. Its product is a [`model::Sample`].
@@ -14,11 +14,12 @@
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
 //! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`config`], [`device`], [`error`] and [`telemetry`] may be used by all; [`cli`] is what the binary does with
+//! [`auth`], [`config`], [`device`], [`error`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what the binary does with
 //! them, and [`proto`] the contract on the wire.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod device;
@@ -31,4 +32,6 @@ pub mod scheduler;
 pub mod server;
 pub mod service;
 pub mod telemetry;
+pub mod trace;
+pub mod transport;
 pub mod worker;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::ServerConfig;
 use serde::Deserialize;
 use tch::{Device, Kind};
 use tokio::net::TcpListener;
@@ -14,11 +15,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic::codec::CompressionEncoding;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
+use tower::ServiceBuilder;
 
+use crate::auth::{self, FileFault, Followed, Tokens};
 use crate::config::Settings;
 use crate::device;
 use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
@@ -26,14 +28,12 @@ use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
 use crate::model::{Normalisation, RewardModel, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 use crate::proto::spatial_score_service_server::{SERVICE_NAME, SpatialScoreServiceServer};
-use crate::service::{CallLayer, Handlers, Stage};
+use crate::service::{CallLayer, Gate, Handlers, Stage};
+use crate::transport::{self, Wire};
 use crate::{proto, telemetry};
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// HTTP/2 flow control: how far a caller may send ahead on one call, and on one connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// The sockets of a server, already bound.
 #[derive(Debug)]
@@ -58,9 +58,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
-    /// The gRPC server failed.
-    #[error("the gRPC server: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    /// A file of tokens or certificates cannot be used.
+    #[error(transparent)]
+    Auth(#[from] FileFault),
     /// The reflection service cannot be made.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -197,24 +197,20 @@ async fn drain(mut lifeline: Lifeline, limit: Duration) {
 
 /// A gRPC server that runs.
 struct Transport {
-    close: oneshot::Sender<()>,
-    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    close: watch::Sender<bool>,
+    serving: JoinHandle<()>,
 }
 
 impl Transport {
     /// Lets the connections end, and ends them where they do not.
     async fn close(self) -> Result<(), ServerError> {
-        let _ = self.close.send(());
+        self.close.send_replace(true);
         let abort = self.serving.abort_handle();
-        match timeout(CLOSE_TIMEOUT, self.serving).await {
-            Ok(Ok(result)) => Ok(result?),
-            // Its panic has been logged, and every call was answered before.
-            Ok(Err(_)) => Ok(()),
-            Err(_) => {
-                abort.abort();
-                Ok(())
-            }
+        // Its panic, if any, has been logged, and every call was answered before.
+        if timeout(CLOSE_TIMEOUT, self.serving).await.is_err() {
+            abort.abort();
         }
+        Ok(())
     }
 }
 
@@ -240,19 +236,41 @@ async fn open(
         .max_decoding_message_size(most)
         .max_encoding_message_size(most)
         .accept_compressed(CompressionEncoding::Gzip);
-    let (close, closed) = oneshot::channel::<()>();
-    let serving = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .layer(CallLayer)
-        .add_service(health_service)
+    let routes = Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
-            let _ = closed.await;
-        });
-    Ok((health, Transport { close, serving: tokio::spawn(serving) }))
+        .prepare();
+    let limits = &settings.limits;
+    let gate = Gate::new(tokens(settings)?, limits.max_calls_per_caller, limits.message_timeout);
+    let service = ServiceBuilder::new().layer(CallLayer).layer(gate).service(routes);
+    let wire = Wire { tls: certificates(settings)?, settings: settings.server.clone() };
+    let (close, closed) = watch::channel(false);
+    let serving = tokio::spawn(transport::serve(wire, listener, service, closed));
+    Ok((health, Transport { close, serving }))
+}
+
+/// The tokens of the settings' file, read again whenever it changes.
+fn tokens(settings: &Settings) -> Result<Option<Followed<Tokens>>, FileFault> {
+    let Some(path) = settings.tokens_file.clone() else { return Ok(None) };
+    if settings.tls.is_none() && !settings.server.listen.ip().is_loopback() {
+        tracing::warn!("tokens cross the network in plain text: set tls.certificate, or let a proxy do TLS");
+    }
+    let parse = move |contents: &[Vec<u8>]| {
+        Tokens::parse(&path, contents.first().map(Vec::as_slice).unwrap_or_default())
+    };
+    let followed = auth::follow("tokens", settings.tokens_file.iter().cloned().collect(), parse)?;
+    tracing::info!(count = followed.borrow().count(), "callers must show a token");
+    Ok(Some(followed))
+}
+
+/// The certificates of the settings' files, read again whenever they change.
+fn certificates(settings: &Settings) -> Result<Option<Followed<ServerConfig>>, FileFault> {
+    let Some(tls) = settings.tls.clone() else { return Ok(None) };
+    let files = tls.files();
+    tracing::info!(clients = tls.client_ca.is_some(), "connections use TLS");
+    let parse = move |contents: &[Vec<u8>]| auth::server_config(&tls, contents);
+    auth::follow("certificates", files, parse).map(Some)
 }
 
 /// Shows what is served among the metrics.
@@ -294,13 +312,7 @@ fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError
     let files =
         CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
     let reward: RewardConfig = files.require_json("reward_config.json")?;
-    let limits = &settings.limits;
-    let processor_limits = ProcessorLimits {
-        max_prompt_bytes: limits.max_prompt_bytes,
-        max_image_pixels: limits.max_image_pixels,
-        max_item_tokens: limits.max_item_tokens,
-    };
-    let processor = Processor::load(&files, &reward, processor_limits)?;
+    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?;
     let devices = model.device.resolve()?;
     let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
     kinds.dedup();

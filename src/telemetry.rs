@@ -12,9 +12,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::{TcpListener, TcpStream};
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{LogFormat, LogSettings};
+use crate::trace::Export;
 
 /// Calls by `rpc` and `code`.
 pub const REQUESTS: &str = "spatialscore_requests_total";
@@ -61,6 +66,12 @@ pub const BUILD_INFO: &str = "spatialscore_build_info";
 pub const MODEL_INFO: &str = "spatialscore_model_info";
 /// 1 while the model serves; 0 while it loads or drains, or has no worker.
 pub const SERVING: &str = "spatialscore_serving";
+/// Connections that are open.
+pub const CONNECTIONS: &str = "spatialscore_connections";
+/// Connections that were closed at once, since there were as many as there may be.
+pub const CONNECTIONS_REFUSED: &str = "spatialscore_connections_refused_total";
+/// Changes of files that could not be used, by `what`: `tokens` or `certificates`.
+pub const RELOAD_FAILURES: &str = "spatialscore_reload_failures_total";
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// When the process started.
@@ -80,23 +91,36 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a scraper may take over its request.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sets up the log. `RUST_LOG`, where it is set, wins over the level of the settings.
+/// Sets up the log, and the export of traces where there is one. `RUST_LOG`, where it is set, wins over the level of
+/// the settings.
 ///
 /// # Errors
 /// `RUST_LOG` cannot be read, or a log is set up already.
-pub fn init_log(settings: &LogSettings) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub fn init_log(
+    settings: &LogSettings,
+    traces: Option<&Export>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::new(settings.level.to_string()),
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    match settings.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = match settings.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let spans = traces.map(|traces| {
+        tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(filter_fn(exported))
+    });
+    tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init()?;
+    Ok(())
+}
+
+/// Spans of ours, and of what happens in them no more than a log at its default level shows.
+fn exported(what: &Metadata<'_>) -> bool {
+    let most = if what.is_span() { Level::DEBUG } else { Level::INFO };
+    what.target().starts_with(env!("CARGO_PKG_NAME")) && *what.level() <= most
 }
 
 /// Sets up the process's metrics.
@@ -155,6 +179,9 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "1, with the server's version.");
     describe_gauge!(MODEL_INFO, "1, with what is served.");
     describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
+    describe_gauge!(CONNECTIONS, "Connections that are open.");
+    describe_counter!(CONNECTIONS_REFUSED, "Connections closed at once: there were as many as there may be.");
+    describe_counter!(RELOAD_FAILURES, "Changes of token or certificate files that could not be used.");
     describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
 }

@@ -3,10 +3,9 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::Output;
 
+use common::process::{Server, get, program, run};
 use common::*;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
@@ -15,88 +14,6 @@ use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-
-fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_spatialscore"));
-    command.args(arguments).env_remove("RUST_LOG").env_remove("SPATIALSCORE_CONFIG");
-    command
-}
-
-fn run(arguments: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = program(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().expect("no signal"), text(stdout), text(stderr))
-}
-
-/// `spatialscore serve` on free ports.
-struct Server {
-    process: Child,
-    log: BufReader<ChildStderr>,
-    address: String,
-    metrics: String,
-}
-
-impl Server {
-    /// Started, and listening; perhaps not yet serving.
-    fn start() -> Self {
-        let checkpoint = checkpoint();
-        let mut process = program(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
-            // Time enough for what was accepted, also on a machine that is busy with other things.
-            .args(["--drain-timeout=300", "--set=server.drain_grace_seconds=0"])
-            .args(["--log-format=json", "--device=cpu", "--checkpoint", checkpoint.to_str().unwrap()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let mut server = Self { process, log, address: String::new(), metrics: String::new() };
-        server.address = server.logged("gRPC listens", "address");
-        server.metrics = server.logged("metrics", "url");
-        server
-    }
-
-    /// Started and serving.
-    fn serving() -> Self {
-        let mut server = Self::start();
-        server.logged("serving", "model");
-        server
-    }
-
-    /// Waits for a line of the log and gives one of its fields.
-    fn logged(&mut self, message: &str, field: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "{message:?} was never logged");
-            let line: Value = serde_json::from_str(&line).unwrap();
-            if line["message"] == message {
-                return line[field].as_str().unwrap().to_owned();
-            }
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
-    }
-
-    /// The exit code. What the process still logs is read, so that it cannot hang on it.
-    fn code(mut self) -> Option<i32> {
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        self.process.wait().unwrap().code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // A test that failed half way leaves nothing behind.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 #[test]
 fn help_is_a_page_for_strangers() {
@@ -233,8 +150,7 @@ async fn a_second_signal_ends_it_at_once() {
     let items = stream::iter((0..3).map(|shade| stream_item("x", shade))).chain(stream::pending());
     let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
     let _answers = client.score_stream(items).await.unwrap();
-    let metrics =
-        server.metrics.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap().to_owned();
+    let metrics = server.metrics_address().to_owned();
     let scored = || get(&metrics, "/metrics").contains("\nspatialscore_items_total{outcome=\"OK\"} ");
     tokio::task::block_in_place(|| while !scored() {});
     server.signal("TERM");
@@ -249,7 +165,7 @@ async fn the_metrics_port_gives_metrics_and_nothing_else() {
     let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
     client.score(request([1, 2])).await.unwrap();
     client.score(proto::ScoreRequest::default()).await.unwrap_err();
-    let address = server.metrics.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
+    let address = server.metrics_address();
     let page = tokio::task::block_in_place(|| get(address, "/metrics"));
     assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
     for line in [
@@ -271,16 +187,6 @@ async fn the_metrics_port_gives_metrics_and_nothing_else() {
     }
     let other = tokio::task::block_in_place(|| get(address, "/"));
     assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
-}
-
-/// A plain HTTP GET; the answer with its head.
-fn get(address: &str, path: &str) -> String {
-    use std::io::Write;
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[test]

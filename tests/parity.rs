@@ -18,8 +18,12 @@ const STAGE_BOUND: f64 = 1e-4;
 fn load(case: &Case, kind: Kind) -> (Processor, RewardModel) {
     let files = CheckpointFiles::open(&case.checkpoint(), None, None).unwrap();
     let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
-    let limits =
-        ProcessorLimits { max_prompt_bytes: 8192, max_image_pixels: 1 << 24, max_item_tokens: 1 << 14 };
+    let limits = ProcessorLimits {
+        max_prompt_bytes: 8192,
+        max_image_pixels: 1 << 24,
+        max_item_tokens: 1 << 14,
+        ..ProcessorLimits::NONE
+    };
     let processor = Processor::load(&files, &reward, limits).unwrap();
     let model = RewardModel::load(&files, processor.normalisation(), Device::Cpu, kind).unwrap();
     (processor, model)

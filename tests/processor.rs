@@ -20,8 +20,12 @@ use spatialscore::processor::{Picture, Processor, ProcessorLimits, smart_resize}
 use tempfile::TempDir;
 use tokenizers::Tokenizer;
 
-const LIMITS: ProcessorLimits =
-    ProcessorLimits { max_prompt_bytes: 8192, max_image_pixels: 1 << 24, max_item_tokens: 16384 };
+const LIMITS: ProcessorLimits = ProcessorLimits {
+    max_prompt_bytes: 8192,
+    max_image_pixels: 1 << 24,
+    max_item_tokens: 16384,
+    ..ProcessorLimits::NONE
+};
 
 /// Cases of `make_fixtures.py` with a golden file of every stage.
 const CASES: [&str; 7] = ["mlp", "flat", "shards", "half", "lora", "rslora", "deep"];

@@ -156,9 +156,7 @@ fn costs(
     reward: &RewardConfig,
     config: &Config,
 ) -> Result<Vec<PictureCost>, CheckpointError> {
-    let limits =
-        ProcessorLimits { max_prompt_bytes: 8192, max_image_pixels: u64::MAX, max_item_tokens: usize::MAX };
-    let processor = Processor::load(files, reward, limits)?;
+    let processor = Processor::load(files, reward, ProcessorLimits::NONE)?;
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
         let draft = processor

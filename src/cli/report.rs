@@ -99,7 +99,7 @@ impl<W: Write> Report<W> {
     }
 
     /// How far a picture is above (+) or below (-) the first one of those with its prompt that stand together.
-    fn to_first(&mut self, row: &Row) -> String {
+    fn apart(&mut self, row: &Row) -> String {
         match (&self.first, row.mean) {
             (Some((prompt, first)), Some(mean)) if *prompt == row.prompt => format!("{:+.4}", mean - first),
             (_, Some(mean)) => {
@@ -116,7 +116,7 @@ impl<W: Write> Report<W> {
         if prompt.chars().count() > PROMPT_WIDTH {
             prompt = prompt.chars().take(PROMPT_WIDTH - 1).chain(['…']).collect();
         }
-        let (mean, stddev, apart) = (number(row.mean), number(row.stddev), self.to_first(row));
+        let (mean, stddev, apart) = (number(row.mean), number(row.stddev), self.apart(row));
         writeln!(self.out, "{mean:>9}  {stddev:>8}  {apart:>9}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
         match &row.error {
             Some(error) => writeln!(self.out, "{:>9}  {error}", "ERROR"),

@@ -11,12 +11,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::errors::InvalidMetadataValue;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::manifest::{self, Entry, Rows};
 use super::report::{Format, Report, Row};
 use super::{USAGE, fail};
+use crate::auth::{self, Secret};
 use crate::proto;
 use crate::proto::spatial_score_service_client::SpatialScoreServiceClient;
 
@@ -54,6 +59,7 @@ Examples:
   spatialscore score --prompt \"a cup to the left of a plate\" a.png b.jpg
   spatialscore score --manifest pictures.csv --format csv > scores.csv
   spatialscore score --server http://10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
+  spatialscore score --server https://rewards.example:50051 --token-file token --tls-ca ca.crt --prompt \"a cup\" a.png
 
 Exit codes:
   0   every picture has a score
@@ -63,6 +69,18 @@ pub struct Arguments {
     /// The server.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
     server: Endpoint,
+    /// A file with the token to show: one line, the token or subject:token.
+    #[arg(long, value_name = "FILE", env = "SPATIALSCORE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// The authorities that sign the server's certificate, PEM; those of the system where this is not given.
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The certificate to show to a server that asks for one, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// The prompt of all the pictures.
     #[arg(long, required_unless_present = "manifest", conflicts_with = "manifest")]
     prompt: Option<String>,
@@ -117,11 +135,15 @@ pub fn run(arguments: Arguments) -> ExitCode {
             (Box::new(images.into_iter().map(entry)), Some(count))
         }
     };
+    let (endpoint, token) = match access(&arguments) {
+        Ok(access) => access,
+        Err(error) => return fail(USAGE, &error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
-    let scored = runtime.block_on(score(&arguments, rows, count));
+    let scored = runtime.block_on(score(&arguments, endpoint, token, rows, count));
     // The thread that reads pictures may still wait for a connection that is gone.
     runtime.shutdown_background();
     match scored {
@@ -132,8 +154,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 /// Scores the rows and writes the results; returns how many have no score.
-async fn score(arguments: &Arguments, rows: Rows, count: Option<u64>) -> Result<u64, Failure> {
-    let (mut client, model) = connect(arguments).await?;
+async fn score(
+    arguments: &Arguments,
+    endpoint: Endpoint,
+    bearer: Bearer,
+    rows: Rows,
+    count: Option<u64>,
+) -> Result<u64, Failure> {
+    let (mut client, model) = connect(arguments, endpoint, bearer).await?;
     let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
     let mut report = Report::begin(arguments.format, io::stdout(), &model)?;
     let bar = progress_bar(count);
@@ -175,12 +203,55 @@ async fn next(
     Ok(answer.map_err(|_| Failure::Timeout(seconds))??)
 }
 
+/// The server's address with the TLS to use on it, and the token to show.
+fn access(arguments: &Arguments) -> Result<(Endpoint, Bearer), Box<dyn std::error::Error>> {
+    let Arguments { tls_ca, tls_cert, tls_key, token_file, server, .. } = arguments;
+    let identity = tls_cert.as_deref().zip(tls_key.as_deref());
+    let endpoint = match server.uri().scheme_str() {
+        Some("https") => server.clone().tls_config(auth::client_config(tls_ca.as_deref(), identity)?)?,
+        _ if tls_ca.is_some() || identity.is_some() => {
+            return Err(format!("{} is not TLS: --server must begin with https://", server.uri()).into());
+        }
+        _ => server.clone(),
+    };
+    let token = token_file.as_deref().map(auth::client_token).transpose()?;
+    Ok((endpoint, Bearer::new(token.as_ref())?))
+}
+
+/// Shows a token on every call, where there is one.
+#[derive(Clone)]
+struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    fn new(token: Option<&Secret>) -> Result<Self, InvalidMetadataValue> {
+        let value = |token: &Secret| {
+            let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.reveal()).parse()?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        token.map(value).transpose().map(Self)
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Client = SpatialScoreServiceClient<InterceptedService<Channel, Bearer>>;
+
 /// Reaches the server and asks what it serves, again and again within `--wait`.
 async fn connect(
     arguments: &Arguments,
-) -> Result<(SpatialScoreServiceClient<Channel>, proto::GetModelResponse), Failure> {
+    endpoint: Endpoint,
+    bearer: Bearer,
+) -> Result<(Client, proto::GetModelResponse), Failure> {
     let until = Instant::now() + Duration::from_secs(arguments.wait);
-    let mut client = SpatialScoreServiceClient::new(arguments.server.connect_lazy());
+    let mut client = SpatialScoreServiceClient::with_interceptor(endpoint.connect_lazy(), bearer);
     loop {
         let model =
             timeout(Duration::from_secs(arguments.timeout), client.get_model(proto::GetModelRequest {}));

@@ -14,6 +14,7 @@ use super::{USAGE, fail};
 use crate::config::{Settings, Sources};
 use crate::server::{self, Listeners};
 use crate::telemetry;
+use crate::trace::Export;
 
 /// What a process ends with that a second signal stopped: 128 and the number of SIGTERM.
 const STOPPED: i32 = 143;
@@ -36,6 +37,8 @@ Examples:
       The built-in checkpoint on the loopback address, on CUDA where there is a device.
   spatialscore serve --checkpoint ./my-reward-model --device cuda:0,cuda:1
       A directory that save_pretrained wrote, one worker on each of two devices.
+  spatialscore serve --listen 0.0.0.0:50051 --tokens-file tokens --tls-cert server.crt --tls-key server.key
+      For other machines, where they show a token. A first one: echo trainer:$(openssl rand -hex 32) > tokens
   spatialscore serve --checkpoint owner/model --revision main --listen 0.0.0.0:50051 --allow-anonymous
       A checkpoint of the hub, for every machine that can reach this one.
   spatialscore serve --config server.toml --set queue.max_items=512
@@ -53,9 +56,22 @@ pub struct Arguments {
     /// Where gRPC listens [server.listen; default: 127.0.0.1:50051].
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// Let anyone who reaches the address call: needed where it is not a loopback address [server.allow_anonymous].
+    /// Let anyone who reaches the address call: needed where it is not a loopback address and neither tokens nor
+    /// clients' certificates say who calls [server.allow_anonymous].
     #[arg(long)]
     allow_anonymous: bool,
+    /// A line subject:token for each token that a caller may show [auth.tokens_file].
+    #[arg(long, value_name = "FILE")]
+    tokens_file: Option<String>,
+    /// The server's certificate, PEM [tls.certificate].
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The certificate's private key, PEM [tls.key].
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// The authorities of the certificates that clients must then show, PEM [tls.client_ca].
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: Option<String>,
     /// Where Prometheus reads, empty for off [metrics.listen; default: 127.0.0.1:9464].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
@@ -105,6 +121,10 @@ impl Arguments {
             ("server.listen", self.listen),
             ("server.allow_anonymous", self.allow_anonymous.then(|| "true".to_owned())),
             ("server.drain_timeout_seconds", self.drain_timeout),
+            ("auth.tokens_file", self.tokens_file),
+            ("tls.certificate", self.tls_cert),
+            ("tls.key", self.tls_key),
+            ("tls.client_ca", self.tls_client_ca),
             ("metrics.listen", self.metrics_listen),
             ("model.checkpoint", self.checkpoint),
             ("model.revision", self.revision),
@@ -134,14 +154,21 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(settings) => settings,
         Err(faults) => return fail(USAGE, &format!("these settings are wrong:\n{faults}")),
     };
-    if let Err(error) = telemetry::init_log(&settings.log) {
-        return fail(USAGE, &format!("RUST_LOG: {error}"));
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
+    let traces = match runtime.block_on(async { Export::start(&settings.trace) }) {
+        Ok(traces) => traces,
+        Err(error) => return fail(USAGE, &format!("trace.otlp_endpoint: {error}")),
+    };
+    if let Err(error) = telemetry::init_log(&settings.log, traces.as_ref()) {
+        return fail(USAGE, &format!("RUST_LOG: {error}"));
+    }
     let ended = runtime.block_on(serve(settings));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // Nothing that is left, such as a health watcher's connection, is worth waiting for.
     runtime.shutdown_background();
     match ended {

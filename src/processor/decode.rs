@@ -16,6 +16,10 @@ use super::resample::Rgb;
 /// The longest XMP text that is unpacked in search of an orientation.
 const MAX_XMP_BYTES: usize = 1 << 20;
 
+/// The most scans of a progressive JPEG. Encoders write about ten; each costs a pass over all coefficients, however
+/// few bytes it has.
+const MAX_SCANS: usize = 64;
+
 /// The formats that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -100,6 +104,8 @@ fn decode_png(bytes: &[u8]) -> Result<Decoded, String> {
     options.set_ignore_adler32(false);
     let mut decoder = png::Decoder::new_with_options(Cursor::new(bytes), options);
     decoder.set_transformations(Transformations::EXPAND);
+    // It changes no pixel here, and could unpack to far more than the picture.
+    decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(text)?;
     let mut samples = vec![0; reader.output_buffer_size().ok_or("it is too large")?];
     let frame = reader.next_frame(&mut samples).map_err(text)?;
@@ -189,6 +195,11 @@ fn jpeg_header(bytes: &[u8]) -> Result<(jpeg_decoder::Decoder<&[u8]>, ImageInfo)
 /// Of the decoders in Rust this one spreads the halved chroma most nearly as libjpeg does.
 fn decode_jpeg(bytes: &[u8]) -> Result<Decoded, String> {
     let (mut decoder, info) = jpeg_header(bytes)?;
+    // Within a scan this pair of bytes cannot stand.
+    let scans = bytes.windows(2).filter(|pair| *pair == [0xff, 0xda]).count();
+    if scans > MAX_SCANS {
+        return Err(format!("it has {scans} scans, and at most {MAX_SCANS} are decoded"));
+    }
     // What it allocates grows with the size that the header states, which is within the caller's limit.
     let samples = decoder.decode().map_err(text)?;
     let rgb = match info.pixel_format {

@@ -22,6 +22,7 @@ use self::decode::Format;
 use self::image::Geometry;
 use self::prompt::PromptEncoder;
 use self::resample::Rgb;
+use crate::config::Limits;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
 use crate::model::{Normalisation, Sample};
@@ -42,6 +43,33 @@ pub struct ProcessorLimits {
     pub max_image_pixels: u64,
     /// The most tokens of one item, text and visual tokens together.
     pub max_item_tokens: usize,
+    /// The most tokens of one item's text, the conversation around the prompt included.
+    pub max_prompt_tokens: usize,
+    /// The most bytes of an encoded picture.
+    pub max_image_bytes: usize,
+}
+
+impl ProcessorLimits {
+    /// Whatever can be computed.
+    pub const NONE: Self = Self {
+        max_prompt_bytes: usize::MAX,
+        max_image_pixels: u64::MAX,
+        max_item_tokens: usize::MAX,
+        max_prompt_tokens: usize::MAX,
+        max_image_bytes: usize::MAX,
+    };
+}
+
+impl From<&Limits> for ProcessorLimits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            max_prompt_bytes: limits.max_prompt_bytes,
+            max_image_pixels: limits.max_image_pixels,
+            max_item_tokens: limits.max_item_tokens,
+            max_prompt_tokens: limits.max_prompt_tokens,
+            max_image_bytes: limits.max_image_bytes,
+        }
+    }
 }
 
 /// A picture as a caller sends it.
@@ -165,6 +193,13 @@ impl Processor {
                 refuse(format!("the picture alone is more than the {limit} tokens that an item may have"))
             })?;
         let input_ids = self.prompts.encode(prompt, visual_tokens)?;
+        let (text_tokens, most_text) = (input_ids.len() - visual_tokens, self.limits.max_prompt_tokens);
+        if text_tokens > most_text {
+            return Err(ScoreError::invalid(
+                PROMPT,
+                format!("the item's text has {text_tokens} tokens; it may have {most_text}"),
+            ));
+        }
         if input_ids.len() > limit {
             return Err(ScoreError::invalid(
                 PROMPT,
@@ -212,6 +247,10 @@ impl Processor {
         let source = match picture {
             Picture::Encoded(bytes) => {
                 let refuse = |reason| ScoreError::invalid(ENCODED, reason);
+                let (held, limit) = (bytes.len(), self.limits.max_image_bytes);
+                if held > limit {
+                    return Err(refuse(format!("the file has {held} bytes; it may have {limit}")));
+                }
                 let format = Format::detect(&bytes).map_err(refuse)?;
                 let (width, height) = format.dimensions(&bytes).map_err(refuse)?;
                 Source { width, height, bytes, format: Some(format) }

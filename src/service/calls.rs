@@ -5,26 +5,42 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::{counter, histogram};
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::field::Empty;
 use tracing::{Instrument, Level, Span};
 
+use super::gate::Place;
 use super::status::{label, level, of_transport, status};
 use crate::error::ScoreError;
 use crate::telemetry::{REQUEST_DURATION, REQUESTS};
+use crate::trace;
 
-/// tonic keeps the caller's deadline too, outside this layer, and would answer `CANCELLED`. Ours answers this much
-/// earlier, with the right code; it is also what the answer needs to be back in time.
+/// What the answer needs to be back in time.
 const HEAD_START: Duration = Duration::from_millis(2);
 
 /// When a call's caller stops waiting. Stands in the extensions of a request that has a `grpc-timeout`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
+
+/// A call that is open on a connection, which the connection sees while this lives. Stands in the extensions of a
+/// request.
+#[derive(Debug, Clone)]
+pub struct OpenCall(#[allow(dead_code)] watch::Receiver<u64>);
+
+impl OpenCall {
+    /// One more call among those of a connection, whose value counts them.
+    pub fn on(calls: &watch::Sender<u64>) -> Self {
+        calls.send_modify(|begun| *begun += 1);
+        Self(calls.subscribe())
+    }
+}
 
 /// The layer around all services.
 #[derive(Debug, Clone, Copy)]
@@ -58,14 +74,14 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let call = Call::new(request.uri().path());
+        let mut call = Call::new(&mut request);
         let deadline = timeout(request.headers())
             .and_then(|timeout| call.start.checked_add(timeout.saturating_sub(HEAD_START)));
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
         let span = call.span.clone();
-        let inner = self.inner.call(request);
+        let inner = span.in_scope(|| self.inner.call(request));
         let answer = async move {
             let response = match deadline {
                 Some(deadline) => timeout_at(deadline.into(), inner)
@@ -73,7 +89,12 @@ where
                     .unwrap_or_else(|_| Ok(status(&ScoreError::DeadlineExceeded, "").into_http()))?,
                 None => inner.await?,
             };
-            Ok(call.watch(response, deadline))
+            let traceparent = call.traceparent.take();
+            let mut response = call.watch(response, deadline);
+            if let Some(traceparent) = traceparent {
+                trace::answer(response.headers_mut(), traceparent);
+            }
+            Ok(response)
         };
         Box::pin(answer.instrument(span))
     }
@@ -84,17 +105,33 @@ struct Call {
     rpc: &'static str,
     start: Instant,
     span: Span,
+    traceparent: Option<HeaderValue>,
     ended: bool,
+    /// Given back when the call has ended.
+    _on_connection: Option<OpenCall>,
+    _of_caller: Option<Place>,
 }
 
 impl Call {
-    fn new(path: &str) -> Self {
-        let rpc = rpc(path);
-        Self { rpc, start: Instant::now(), span: tracing::info_span!("call", rpc), ended: false }
+    fn new(request: &mut Request<Body>) -> Self {
+        let rpc = rpc(request.uri().path());
+        let span = tracing::info_span!(
+            "call",
+            rpc,
+            trace_id = Empty,
+            caller = Empty,
+            code = Empty,
+            otel.kind = "server",
+            otel.name = rpc,
+        );
+        let traceparent = trace::join(&span, request.headers());
+        let _on_connection = request.extensions_mut().remove();
+        Self { rpc, start: Instant::now(), span, traceparent, ended: false, _on_connection, _of_caller: None }
     }
 
     /// Follows the response to its end.
-    fn watch(mut self, response: Response<Body>, deadline: Option<Instant>) -> Response<Body> {
+    fn watch(mut self, mut response: Response<Body>, deadline: Option<Instant>) -> Response<Body> {
+        self._of_caller = response.extensions_mut().remove();
         // An error without a body stands in the headers alone.
         if let Some(status) = Status::from_header_map(response.headers()) {
             let ours = of_transport(status);
@@ -113,11 +150,12 @@ impl Call {
         let code_label = label(code);
         counter!(REQUESTS, "rpc" => self.rpc, "code" => code_label).increment(1);
         histogram!(REQUEST_DURATION, "rpc" => self.rpc).record(took);
+        self.span.record("code", code_label);
         let _in_call = self.span.enter();
         match level(code) {
-            Level::ERROR => tracing::error!(code = code_label, message, ?took, "a call failed"),
-            Level::INFO => tracing::info!(code = code_label, message, ?took, "a call got no scores"),
-            _ => tracing::debug!(code = code_label, message, ?took, "a call ended"),
+            Level::ERROR => tracing::error!(message, ?took, "a call failed"),
+            Level::INFO => tracing::info!(message, ?took, "a call got no scores"),
+            _ => tracing::debug!(message, ?took, "a call ended"),
         }
     }
 }

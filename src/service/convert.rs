@@ -14,6 +14,7 @@ use crate::model::checkpoint::Output;
 use crate::processor::Picture;
 use crate::proto;
 use crate::telemetry::{ITEMS, SCORE_MEAN};
+use crate::trace;
 
 /// The most bytes of a stream item's id.
 const MAX_ID_BYTES: usize = 256;
@@ -79,6 +80,12 @@ pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings 
             *longest = time.max(*longest);
         }
     }
+    let [preprocess, queue, inference] = longest;
+    trace::rooms([
+        ("preprocess.seconds", preprocess),
+        ("queue.seconds", queue),
+        ("inference.seconds", inference),
+    ]);
     // A duration that does not fit would be 292 billion years.
     let [preprocess, queue, inference] = longest.map(|time| time.try_into().ok());
     proto::Timings { preprocess, queue, inference }
@@ -105,6 +112,9 @@ pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
             max_prompt_bytes: narrow(limits.max_prompt_bytes),
             max_image_pixels: limits.max_image_pixels,
             max_item_tokens: narrow(limits.max_item_tokens),
+            max_prompt_tokens: narrow(limits.max_prompt_tokens),
+            max_image_bytes: limits.max_image_bytes as u64,
+            max_calls_per_caller: narrow(limits.max_calls_per_caller),
         }),
     }
 }

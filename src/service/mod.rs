@@ -1,11 +1,13 @@
 //! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
 //!
-//! A call passes `calls` (deadline, count, log), then its handler here, which turns messages to work with
+//! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much, how slowly), then its handler here, which turns messages to work with
 //! `convert`, hands it to the engine, and turns what comes back to messages; errors become statuses by the one
 //! table in `status`.
 
 mod calls;
 mod convert;
+mod gate;
+mod punctual;
 mod status;
 
 use std::pin::Pin;
@@ -22,7 +24,8 @@ use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
 use crate::scheduler::{Caller, Claim, Permit, Priority};
 
-pub use calls::{CallLayer, Calls, Deadline};
+pub use calls::{CallLayer, Calls, Deadline, OpenCall};
+pub use gate::{Gate, Gated, Peer};
 pub use status::label as code_name;
 
 /// Where the server is in its life.
@@ -229,10 +232,7 @@ async fn answer_streamed(
 /// Whose a call is, and until when its answer is wanted.
 fn claim<T>(request: &Request<T>) -> Claim {
     let extensions = request.extensions();
-    let caller = extensions.get::<Caller>().cloned().or_else(|| {
-        let address = request.remote_addr()?;
-        Some(Caller(address.ip().to_string().into()))
-    });
+    let caller = extensions.get::<Caller>().cloned();
     let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
     Claim { caller: caller.unwrap_or_default(), priority: Priority::default(), deadline }
 }

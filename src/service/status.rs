@@ -1,5 +1,7 @@
 //! The one table of errors: what a [`ScoreError`] is on the wire, in the metrics and in the log.
 
+use std::time::Duration;
+
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -7,12 +9,16 @@ use tracing::Level;
 
 use crate::error::ScoreError;
 
+/// When a caller with too many calls may look again whether one has ended: only it could know better.
+const CALL_ENDS: Duration = Duration::from_secs(1);
+
 /// The gRPC code of an error.
 pub fn code(error: &ScoreError) -> Code {
     match error {
         ScoreError::Invalid { .. } => Code::InvalidArgument,
-        ScoreError::QueueFull { .. } => Code::ResourceExhausted,
-        ScoreError::DeadlineExceeded => Code::DeadlineExceeded,
+        ScoreError::Unauthenticated(_) => Code::Unauthenticated,
+        ScoreError::QueueFull { .. } | ScoreError::TooManyCalls { .. } => Code::ResourceExhausted,
+        ScoreError::DeadlineExceeded | ScoreError::SlowMessage(_) => Code::DeadlineExceeded,
         ScoreError::Cancelled => Code::Cancelled,
         ScoreError::Unavailable(_) => Code::Unavailable,
         ScoreError::Internal(_) => Code::Internal,
@@ -25,7 +31,10 @@ pub fn concerns_call(error: &ScoreError) -> bool {
     match error {
         ScoreError::Invalid { .. } | ScoreError::Internal(_) => false,
         ScoreError::QueueFull { .. }
+        | ScoreError::TooManyCalls { .. }
+        | ScoreError::Unauthenticated(_)
         | ScoreError::DeadlineExceeded
+        | ScoreError::SlowMessage(_)
         | ScoreError::Cancelled
         | ScoreError::Unavailable(_) => true,
     }
@@ -59,7 +68,9 @@ pub fn label(code: Code) -> &'static str {
 pub fn level(code: Code) -> Level {
     match code {
         Code::Internal | Code::Unknown | Code::DataLoss => Level::ERROR,
-        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Level::INFO,
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unauthenticated => {
+            Level::INFO
+        }
         _ => Level::DEBUG,
     }
 }
@@ -76,6 +87,9 @@ pub fn status(error: &ScoreError, place: &str) -> Status {
         }
         ScoreError::QueueFull { retry_after } => {
             details.set_retry_info(Some(*retry_after));
+        }
+        ScoreError::TooManyCalls { .. } => {
+            details.set_retry_info(Some(CALL_ENDS));
         }
         _ => {}
     }
@@ -94,21 +108,28 @@ pub fn item_status(error: &ScoreError, place: &str) -> tonic_types::Status {
     }
 }
 
-/// A refusal by tonic itself, in the words of our contract: there a message over the limit is an invalid argument,
-/// and `RESOURCE_EXHAUSTED` means a full queue and nothing else.
+/// A refusal by tonic itself, in the words of our contract: there a message that is over the limit or no message at
+/// all is an invalid argument, and `RESOURCE_EXHAUSTED` and `INTERNAL` are never what the caller sent.
+///
+/// tonic refuses a request before any handler sees it, and such a status has no details, which ours always have.
 pub fn of_transport(status: Status) -> Status {
-    let oversized = match status.code() {
-        Code::OutOfRange => true,
-        Code::ResourceExhausted => status.details().is_empty(),
-        _ => false,
-    };
-    if oversized { Status::invalid_argument(status.message()) } else { status }
+    if !status.details().is_empty() {
+        return status;
+    }
+    let reason = status.message();
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted | Code::Internal => {
+            let mut details = ErrorDetails::new();
+            details.add_bad_request_violation("message", reason);
+            let message = format!("the message cannot be read: {reason}");
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        }
+        _ => status,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -134,5 +155,17 @@ mod tests {
         let status = status(&ScoreError::QueueFull { retry_after: wait }, "");
         assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(wait));
         assert_eq!(of_transport(status).code(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_the_callers_and_what_fails_is_ours() {
+        for unread in [Status::internal("no"), Status::out_of_range("no"), Status::resource_exhausted("no")] {
+            let said = of_transport(unread);
+            assert_eq!(said.code(), Code::InvalidArgument);
+            assert_eq!(said.get_details_bad_request().unwrap().field_violations[0].field, "message");
+        }
+        let ours = status(&ScoreError::Internal("a fault".into()), "");
+        assert_eq!(of_transport(ours).code(), Code::Internal);
+        assert_eq!(of_transport(Status::unimplemented("")).code(), Code::Unimplemented);
     }
 }

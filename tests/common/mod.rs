@@ -1,6 +1,9 @@
 //! A real server on a free port, with a device that a test can hold, look into, and let fail.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod process;
+pub mod raw;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -330,11 +333,6 @@ impl Ending {
 fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {
     let files = CheckpointFiles::open(checkpoint().to_str().unwrap(), None, None).unwrap();
     let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
-    let limits = ProcessorLimits {
-        max_prompt_bytes: settings.limits.max_prompt_bytes,
-        max_image_pixels: settings.limits.max_image_pixels,
-        max_item_tokens: settings.limits.max_item_tokens,
-    };
     let info = ModelInfo {
         name: "fake".into(),
         architecture: "qwen2_5_vl".into(),
@@ -344,7 +342,7 @@ fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded
         output: Output::Gaussian,
         notice: "A fake.".into(),
     };
-    let processor = Processor::load(&files, &reward, limits).unwrap();
+    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits)).unwrap();
     Loaded { info, processor, workers }
 }
 

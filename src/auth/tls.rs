@@ -1,0 +1,102 @@
+//! PEM files to rustls.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use super::FileFault;
+use crate::config::TlsSettings;
+
+/// The rustls side of a server.
+///
+/// `contents` are those of the certificate, the key and, where clients must show certificates too, the authorities
+/// that sign them, in the order of [`TlsSettings::files`].
+///
+/// # Errors
+/// What cannot be used, with the name of its file.
+pub fn server_config(tls: &TlsSettings, contents: &[Vec<u8>]) -> Result<ServerConfig, FileFault> {
+    let [certificate, key, authorities @ ..] = contents else {
+        return Err(FileFault::new(&tls.certificate, "was not read"));
+    };
+    let chain = certificates(&tls.certificate, certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|error| FileFault::new(&tls.key, format!("holds no private key in PEM form: {error}")))?;
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| FileFault::new(&tls.certificate, error))?;
+    let builder = match (&tls.client_ca, authorities) {
+        (Some(path), [pem]) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path, pem)?), provider);
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| FileFault::new(path, error))?)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            FileFault::new(&tls.key, format!("is not the key of {}", tls.certificate.display()))
+        }
+        other => FileFault::new(&tls.certificate, other),
+    })?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// The TLS side of a client: the authorities that it trusts (the system's where there is no file), and what it shows
+/// to a server that asks.
+///
+/// # Errors
+/// A file that cannot be read or used.
+pub fn client_config(
+    ca: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+) -> Result<ClientTlsConfig, FileFault> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| FileFault::new(path, error));
+    let mut config = ClientTlsConfig::new();
+    config = match ca {
+        Some(path) => {
+            let pem = read(path)?;
+            roots(path, &pem)?;
+            config.ca_certificate(Certificate::from_pem(pem))
+        }
+        None => config.with_native_roots(),
+    };
+    if let Some((certificate, key)) = identity {
+        let (chain_pem, key_pem) = (read(certificate)?, read(key)?);
+        certificates(certificate, &chain_pem)?;
+        PrivateKeyDer::from_pem_slice(&key_pem)
+            .map_err(|error| FileFault::new(key, format!("holds no private key in PEM form: {error}")))?;
+        config = config.identity(Identity::from_pem(chain_pem, key_pem));
+    }
+    Ok(config)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileFault> {
+    let refuse = |error: &dyn std::fmt::Display| {
+        FileFault::new(path, format!("holds no certificate in PEM form: {error}"))
+    };
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| refuse(&error))?;
+    if certificates.is_empty() {
+        return Err(refuse(&"there is none"));
+    }
+    Ok(certificates)
+}
+
+fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, FileFault> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path, pem)? {
+        roots.add(certificate).map_err(|error| FileFault::new(path, error))?;
+    }
+    Ok(roots)
+}

@@ -1,0 +1,168 @@
+//! Who may call, how much at once, and how slowly.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::{Future, ready};
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, Request, Response, header};
+use tonic::body::Body;
+use tower::{Layer, Service};
+use tracing::Span;
+
+use super::punctual::Punctual;
+use super::status::status;
+use crate::auth::{Followed, Tokens};
+use crate::error::ScoreError;
+use crate::scheduler::Caller;
+
+/// What health checkers ask. They are asked nothing: neither Kubernetes nor most balancers can show a token, and all
+/// that they learn is whether the server serves.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+/// The service that costs something.
+const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
+
+/// Where a call comes from. Stands in the extensions of every request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+/// The layer that lets a caller in or turns it away, and puts its [`Caller`] into the extensions of its requests.
+#[derive(Clone)]
+pub struct Gate(Arc<Rules>);
+
+struct Rules {
+    tokens: Option<Followed<Tokens>>,
+    max_calls: usize,
+    message_timeout: Duration,
+    /// How many calls each caller has open. Callers without any are left out.
+    open: Mutex<HashMap<Caller, usize>>,
+}
+
+/// The place of an open call among those of its caller. Stands in the extensions of the response.
+#[derive(Clone)]
+pub struct Place {
+    _held: Arc<Held>,
+}
+
+struct Held {
+    rules: Arc<Rules>,
+    caller: Caller,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut open = self.rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = open.entry(self.caller.clone()) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// A gate at which, where there are `tokens`, callers must show one; where each may have `max_calls` calls open;
+    /// and where a message must be there `message_timeout` after it was begun.
+    pub fn new(tokens: Option<Followed<Tokens>>, max_calls: usize, message_timeout: Duration) -> Self {
+        Self(Arc::new(Rules { tokens, max_calls, message_timeout, open: Mutex::default() }))
+    }
+
+    /// Who calls, with its place where the call needs one.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), ScoreError> {
+        let path = request.uri().path();
+        let rules = &self.0;
+        let caller = match &rules.tokens {
+            Some(tokens) if !path.starts_with(HEALTH) => {
+                let tokens = Arc::clone(&tokens.borrow());
+                by_token(&tokens, request.headers())?
+            }
+            _ => by_address(request.extensions().get()),
+        };
+        if !path.starts_with(SCORING) {
+            return Ok((caller, None));
+        }
+        let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = open.entry(caller.clone()).or_default();
+        if *calls >= rules.max_calls {
+            return Err(ScoreError::TooManyCalls { limit: rules.max_calls });
+        }
+        *calls += 1;
+        let held = Held { rules: Arc::clone(rules), caller: caller.clone() };
+        Ok((caller, Some(Place { _held: Arc::new(held) })))
+    }
+}
+
+fn by_address(peer: Option<&Peer>) -> Caller {
+    peer.map_or_else(Caller::default, |peer| Caller(Arc::from(peer.0.to_canonical().to_string())))
+}
+
+fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> {
+    const HOW: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
+    let value = headers.get(header::AUTHORIZATION).ok_or(ScoreError::Unauthenticated(HOW))?;
+    let token = value
+        .as_bytes()
+        .split_at_checked(7)
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+        .ok_or(ScoreError::Unauthenticated(HOW))?
+        .1;
+    tokens.caller(token.trim_ascii()).ok_or(ScoreError::Unauthenticated("this token is not known here"))
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// A service behind a [`Gate`].
+#[derive(Clone)]
+pub struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let (caller, place) = match self.gate.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(error) => return Box::pin(ready(Ok(status(&error, "").into_http()))),
+        };
+        Span::current().record("caller", &*caller.0);
+        // Nobody behind this needs the token.
+        request.headers_mut().remove(header::AUTHORIZATION);
+        request.extensions_mut().insert(caller);
+        if place.is_some() {
+            let whole = !request.uri().path().ends_with("/ScoreStream");
+            let limit = self.gate.0.message_timeout;
+            request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            if let Some(place) = place {
+                response.extensions_mut().insert(place);
+            }
+            Ok(response)
+        })
+    }
+}

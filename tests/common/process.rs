@@ -1,0 +1,134 @@
+//! The program as a process: `spatialscore serve` on free ports, and what it logs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use super::checkpoint;
+
+pub fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spatialscore"));
+    command.args(arguments).env_remove("RUST_LOG").env_remove("SPATIALSCORE_CONFIG");
+    command
+}
+
+/// Exit code, output and errors of a command that ends by itself.
+pub fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = program(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().expect("no signal"), text(stdout), text(stderr))
+}
+
+/// `spatialscore serve` on free ports.
+pub struct Server {
+    pub process: Child,
+    log: BufReader<ChildStderr>,
+    pub address: String,
+    /// The URL of the metrics.
+    pub metrics: String,
+    /// All that was read of the log.
+    pub lines: String,
+}
+
+impl Server {
+    /// Started, and listening; perhaps not yet serving.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let checkpoint = checkpoint();
+        let mut process = program(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
+            // Time enough for what was accepted, also on a machine that is busy with other things.
+            .args(["--drain-timeout=300", "--set=server.drain_grace_seconds=0"])
+            .args(["--log-format=json", "--device=cpu", "--checkpoint", checkpoint.to_str().unwrap()])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let mut server =
+            Self { process, log, address: String::new(), metrics: String::new(), lines: String::new() };
+        server.address = server.logged("gRPC listens", "address");
+        server.metrics = server.logged("metrics", "url");
+        server
+    }
+
+    /// Started and serving.
+    pub fn serving() -> Self {
+        Self::serving_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn serving_with(arguments: &[&str]) -> Self {
+        let mut server = Self::start_with(arguments);
+        server.logged("serving", "model");
+        server
+    }
+
+    /// Waits for a line of the log and gives one of its fields.
+    pub fn logged(&mut self, message: &str, field: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "{message:?} was never logged");
+            self.lines += &line;
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == message {
+                return line[field].as_str().unwrap().to_owned();
+            }
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Where the metrics are read, as host and port.
+    pub fn metrics_address(&self) -> &str {
+        self.metrics.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// A field of /proc/PID/status that is counted in memory, in bytes.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    /// The exit code. What the process still logs is read, so that it cannot hang on it.
+    pub fn code(self) -> Option<i32> {
+        self.end().0
+    }
+
+    /// The exit code, and all that it logged.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let mut lines = std::mem::take(&mut self.lines);
+        self.log.read_to_string(&mut lines).unwrap();
+        (self.process.wait().unwrap().code(), lines)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A test that failed half way leaves nothing behind.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A plain HTTP GET; the answer with its head.
+pub fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}

@@ -1,0 +1,296 @@
+//! The limits that a caller meets, each through a real socket.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::process::Server;
+use common::raw::{Raw, framed};
+use common::*;
+use futures::{StreamExt, stream};
+use prost::Message;
+use spatialscore::proto;
+use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+/// The fields of items' errors.
+async fn refusals(server: &TestServer, images: Vec<proto::Image>) -> Vec<String> {
+    let mut request = request([7]);
+    request.items.extend(images.into_iter().map(item));
+    let response = server.client().await.score(request).await.unwrap().into_inner();
+    let mut outcomes = outcomes(&response).into_iter();
+    assert_eq!(outcomes.next(), Some(Ok(7.0)));
+    let refusal = |outcome: Result<f32, (Code, String)>| {
+        let (code, message) = outcome.unwrap_err();
+        assert_eq!(code, Code::InvalidArgument, "{message}");
+        message
+    };
+    outcomes.map(refusal).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_over_a_limit_is_refused_with_the_limit() {
+    let flags = [("limits.max_image_bytes", "500"), ("limits.max_image_pixels", "5000")];
+    let server = TestServer::start(&flags).await;
+    let raw = |width, height, bytes| {
+        let raw = proto::RawImage { width, height, rgb8: vec![7; bytes].into() };
+        proto::Image { source: Some(proto::image::Source::Raw(raw)) }
+    };
+    let said = refusals(
+        &server,
+        vec![
+            encoded(vec![0; 501]),
+            raw(80, 80, 80 * 80 * 3),
+            raw(u32::MAX, u32::MAX, 3),
+            raw(402, 2, 402 * 2 * 3),
+            raw(0, 4, 0),
+            raw(30, 30, 2699),
+        ],
+    )
+    .await;
+    for (said, words) in said.iter().zip([
+        "items[1].image.encoded: the file has 501 bytes; it may have 500",
+        "items[2].image.raw: the picture is 80 x 80, 6400 pixels; it may have 5000",
+        "items[3].image.raw: the picture is 4294967295 x 4294967295, 18446744065119617025 pixels; it may have 5000",
+        "items[4].image.raw: the picture is 402 x 2 pixels; one side may be at most 200 times the other",
+        "items[5].image.raw: the picture is 0 x 4 pixels; both sides must be above 0",
+        "items[6].image.raw: 30 x 30 pixels of RGB are 2700 bytes; there are 2699",
+    ]) {
+        assert_eq!(said, words);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_has_a_limit_in_tokens() {
+    let server = TestServer::start(&[("limits.max_prompt_tokens", "60")]).await;
+    let mut request = request([1, 2]);
+    request.items[1].prompt = Some("left of ".repeat(100));
+    let response = server.client().await.score(request).await.unwrap().into_inner();
+    let outcomes = outcomes(&response);
+    assert_eq!(outcomes[0], Ok(1.0));
+    let (code, message) = outcomes[1].as_ref().unwrap_err();
+    assert_eq!(*code, Code::InvalidArgument);
+    assert!(message.starts_with("items[1].prompt: the item's text has ") && message.ends_with("may have 60"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_that_a_caller_must_keep_are_published() {
+    let flags = [
+        ("limits.max_image_bytes", "501"),
+        ("limits.max_prompt_tokens", "61"),
+        ("limits.max_calls_per_caller", "3"),
+    ];
+    let server = TestServer::start(&flags).await;
+    let model = server.client().await.get_model(proto::GetModelRequest {}).await.unwrap().into_inner();
+    let limits = model.limits.unwrap();
+    assert_eq!((limits.max_image_bytes, limits.max_prompt_tokens, limits.max_calls_per_caller), (501, 61, 3));
+}
+
+/// A grey PNG that states these sides, with few pixels in it, if any.
+fn stated(width: u32, height: u32) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::One);
+    let mut writer = encoder.write_header().unwrap();
+    let mut pixels = writer.stream_writer().unwrap();
+    // As many rows as make a file of a few kilobytes.
+    pixels.write_all(&vec![0; 4 << 20]).unwrap();
+    drop(pixels);
+    drop(writer);
+    file
+}
+
+/// 60,000 x 60,000 pixels would be 10 GB once they are unpacked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bomb_is_refused_within_milliseconds_and_megabytes() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let bomb = stated(60_000, 60_000);
+    assert!(bomb.len() < 10_000, "{} bytes", bomb.len());
+    let mut bombs = request([]);
+    bombs.items.push(item(image(7)));
+    bombs.items.extend(std::iter::repeat_n(item(encoded(bomb)), 100));
+    client.score(request([7])).await.unwrap();
+
+    let (before, start) = (server.memory("VmRSS"), Instant::now());
+    let response = client.score(bombs).await.unwrap().into_inner();
+    let (took, peak) = (start.elapsed(), server.memory("VmHWM"));
+    let outcomes = outcomes(&response);
+    assert!(outcomes[0].is_ok());
+    for outcome in &outcomes[1..] {
+        let (code, message) = outcome.as_ref().unwrap_err();
+        assert_eq!(*code, Code::InvalidArgument);
+        assert!(message.contains("60000 x 60000, 3600000000 pixels; it may have 50000000"), "{message}");
+    }
+    println!("100 bombs: {took:?}, {} kB more", peak.saturating_sub(before) >> 10);
+    // A few milliseconds each; on a machine that is busy with something else, tens of them.
+    assert!(took < Duration::from_secs(10), "{took:?} for 100 of them");
+    assert!(peak.saturating_sub(before) < 64 << 20, "{} bytes", peak - before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_does_not_arrive_is_given_up() {
+    let server = TestServer::start(&[("limits.message_timeout_seconds", "1")]).await;
+    let raw = Raw::connect(server.address).await;
+    let message = framed(&request([7]).encode_to_vec());
+    let half = Bytes::copy_from_slice(message.split_at(message.len() / 2).0);
+    let stalled = |piece: Bytes| stream::iter([piece]).chain(stream::pending());
+    let dripping = stream::iter(message.clone()).then(|byte| async move {
+        sleep(Duration::from_millis(100)).await;
+        Bytes::from(vec![byte])
+    });
+    let start = Instant::now();
+    let (a, b, c, d) = soon(async {
+        tokio::join!(
+            raw.pieces("Score", &[], stalled(half.clone())),
+            raw.pieces("Score", &[], stalled(Bytes::new())),
+            raw.pieces("ScoreStream", &[], stalled(half.clone())),
+            raw.pieces("Score", &[], dripping),
+        )
+    })
+    .await;
+    for answer in [a, b, c, d] {
+        let status = answer.unwrap().status;
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        assert_eq!(status.message(), "the message did not arrive whole within 1 s");
+    }
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    // The connection is as good as before, and a stream may be silent between its messages.
+    assert_eq!(raw.call("Score", message).await.status.code(), Code::Ok);
+    let items = stream::iter([1, 2]).then(|shade| async move {
+        sleep(Duration::from_millis(1500)).await;
+        stream_item("x", shade)
+    });
+    let answers = server.client().await.score_stream(items).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(|answer| outcome(&answer.unwrap().result.unwrap())).collect().await;
+    assert_eq!(answers, [Ok(1.0), Ok(2.0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_cannot_open_all_the_calls() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (greedy, other) = ("greedy-0123456789", "other-0123456789");
+    std::fs::write(file.path(), format!("greedy:{greedy}\nother:{other}\n")).unwrap();
+    let flags = [("auth.tokens_file", file.path().to_str().unwrap()), ("limits.max_calls_per_caller", "2")];
+    let server = TestServer::loading(&flags).await;
+    server.device.release();
+    let client = server.client().await;
+    let call = |token: &str, shade| {
+        let mut request = Request::new(request([shade]));
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let mut client = client.clone();
+        tokio::spawn(async move { client.score(request).await.map(|response| outcomes(response.get_ref())) })
+    };
+    soon(async { while call(other, 1).await.unwrap().is_err() {} }).await;
+
+    server.device.hold();
+    let held = call(greedy, 2);
+    server.device.reached(2).await;
+    let second = call(greedy, 3);
+    let refused = loop {
+        // The second may still be on its way.
+        let third = call(greedy, 4);
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(500), third).await {
+            break answer.unwrap().unwrap_err();
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("has 2 calls open"), "{refused}");
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    let others = call(other, 5);
+    server.device.release();
+    assert_eq!(others.await.unwrap().unwrap(), [Ok(5.0)]);
+    assert_eq!(held.await.unwrap().unwrap(), [Ok(2.0)]);
+    drop(second);
+    soon(async { while call(greedy, 6).await.unwrap().is_err() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_carries_so_many_calls_and_the_next_waits() {
+    let server = TestServer::start(&[("server.max_streams_per_connection", "1")]).await;
+    let client = server.client().await;
+    server.device.hold();
+    let call = |shade| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.score(request([shade])).await })
+    };
+    let first = call(1);
+    server.device.reached(1).await;
+    let mut second = call(2);
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut second).await.is_err());
+    server.device.release();
+    assert!(soon(first).await.unwrap().is_ok() && soon(second).await.unwrap().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_too_many_is_closed_at_once() {
+    let refused = "spatialscore_connections_refused_total";
+    let server = TestServer::start(&[("server.max_connections", "2")]).await;
+    let answers = async |raw: &Raw| {
+        let body = stream::iter([Bytes::from(framed(&[]))]);
+        raw.pieces("GetModel", &[], body).await.is_ok()
+    };
+    // The one that waited for the start may take a moment to end.
+    let first = soon(async {
+        loop {
+            let (first, second) = (Raw::connect(server.address).await, Raw::connect(server.address).await);
+            if answers(&first).await && answers(&second).await {
+                let before = metric(refused);
+                let mut third = TcpStream::connect(server.address).await.unwrap();
+                assert_eq!(soon(third.read(&mut [0; 64])).await.unwrap(), 0, "it was not closed");
+                assert!(metric(refused) > before);
+                return first;
+            }
+        }
+    })
+    .await;
+    // The others never noticed, and the second's place is free again.
+    assert!(answers(&first).await);
+    soon(async { while !answers(&Raw::connect(server.address).await).await {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_in_order_and_a_busy_one_is_not() {
+    let server = TestServer::start(&[("server.idle_timeout_seconds", "1")]).await;
+    let idle = Raw::connect(server.address).await;
+    assert_eq!(idle.call("GetModel", framed(&[])).await.status.code(), Code::Ok);
+    // One that opens, and says nothing at all.
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    // One with a call that is silent.
+    let busy = Raw::connect(server.address).await;
+    let held = busy.pieces("ScoreStream", &[], stream::pending());
+    let mut held = Box::pin(held);
+    assert!(futures::poll!(held.as_mut()).is_pending());
+    // In order means with a farewell: an error would end this with one.
+    soon(idle.connection).await.unwrap().unwrap();
+    let (mut channel, start) = (server.client().await, Instant::now());
+    assert!(channel.get_model(proto::GetModelRequest {}).await.is_ok());
+    soon(silent.read_to_end(&mut Vec::new())).await.unwrap();
+    sleep(Duration::from_secs(3).saturating_sub(start.elapsed())).await;
+    assert!(!busy.connection.is_finished() && futures::poll!(held.as_mut()).is_pending());
+    // A client that comes back after a pause connects anew and notices nothing.
+    assert!(channel.get_model(proto::GetModelRequest {}).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_sign_of_life_is_closed() {
+    let server = TestServer::start(&[("server.keepalive_seconds", "1")]).await;
+    // A live one, which answers pings as HTTP/2 wants it.
+    let alive = Raw::connect(server.address).await;
+    let mut dead = TcpStream::connect(server.address).await.unwrap();
+    // The preface, and settings without any.
+    dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    soon(dead.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(alive.call("GetModel", framed(&[])).await.status.code(), Code::Ok);
+    let lazy = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    assert!(lazy.connect().await.is_ok());
+}
