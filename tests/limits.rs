@@ -219,13 +219,12 @@ async fn a_connection_carries_so_many_calls_and_the_next_waits() {
     let server = TestServer::start(&[("server.max_streams_per_connection", "1")]).await;
     let client = server.client().await;
     server.device.hold();
-    let call = |shade| {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.score(request([shade])).await })
-    };
-    let first = call(1);
+    let mut held = client.clone();
+    let first = tokio::spawn(async move { held.score(request([1])).await });
     server.device.reached(1).await;
-    let mut second = call(2);
+    // Nothing but the first call is in the way of this one.
+    let mut asking = client.clone();
+    let mut second = tokio::spawn(async move { asking.get_model(proto::GetModelRequest {}).await });
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut second).await.is_err());
     server.device.release();
     assert!(soon(first).await.unwrap().is_ok() && soon(second).await.unwrap().is_ok());

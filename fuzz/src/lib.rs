@@ -24,7 +24,8 @@ const LIMITS: ProcessorLimits = ProcessorLimits {
 };
 
 static PROCESSOR: LazyLock<Processor> = LazyLock::new(|| {
-    let files = CheckpointFiles::open(fixture("flat").to_str().expect("UTF-8"), None, None).expect("a fixture");
+    let files =
+        CheckpointFiles::open(fixture("flat").to_str().expect("UTF-8"), None, None).expect("a fixture");
     let reward: RewardConfig = files.require_json("reward_config.json").expect("a fixture");
     Processor::load(&files, &reward, LIMITS).expect("a fixture")
 });
@@ -60,7 +61,8 @@ pub fn prompt(data: &[u8]) {
 /// The messages that a caller sends, and what is in them.
 pub fn message(data: &[u8]) {
     if let Ok(request) = proto::ScoreRequest::decode(data) {
-        let again = proto::ScoreRequest::decode(&*request.encode_to_vec()).expect("what was read can be written");
+        let again =
+            proto::ScoreRequest::decode(&*request.encode_to_vec()).expect("what was read can be written");
         assert_eq!(again, request);
         for item in request.items.into_iter().take(8) {
             score_item(item, request.prompt.as_deref());

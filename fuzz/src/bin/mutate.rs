@@ -71,7 +71,11 @@ fn mutate(random: &Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 fn found(why: &str) -> ! {
     let (target, input) = CURRENT.lock().map(|current| current.clone()).unwrap_or_default();
     let folder = Path::new("artifacts").join(&target);
-    let path = folder.join(format!("{}-{:x}", why, input.iter().fold(5381_u64, |h, &b| h.wrapping_mul(33) ^ u64::from(b))));
+    let path = folder.join(format!(
+        "{}-{:x}",
+        why,
+        input.iter().fold(5381_u64, |h, &b| h.wrapping_mul(33) ^ u64::from(b))
+    ));
     let kept = fs::create_dir_all(&folder).and_then(|()| fs::write(&path, &input));
     eprintln!("{target}: {why}: {} bytes in {} ({kept:?})", input.len(), path.display());
     exit(1);
@@ -126,5 +130,9 @@ fn main() {
     }
     let memory = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = memory.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default().to_owned();
-    println!("{target}: {count} inputs in {:.0?} from {} seeds, nothing found; {peak}", start.elapsed(), seeds.len());
+    println!(
+        "{target}: {count} inputs in {:.0?} from {} seeds, nothing found; {peak}",
+        start.elapsed(),
+        seeds.len()
+    );
 }
