@@ -8,7 +8,8 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini eval clean
+.PHONY: help libtorch cuda build demo serve test lint doc parity fixtures train-mini eval \
+    client-stubs client-test client-frameworks clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +37,17 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 
 .venv/reference/installed: scripts/python_env.py tests/reference/requirements.txt
 	$(PYTHON) $< $(@D) tests/reference/requirements.txt
+	@touch $@
+
+.venv/client/installed: scripts/python_env.py clients/python/tests/requirements.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/requirements.txt
+	.venv/client/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
+.venv/frameworks/installed: scripts/python_env.py clients/python/tests/frameworks.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/frameworks.txt
+	.venv/frameworks/bin/python -m pip install -q --no-deps --ignore-requires-python unirl==0.2.0
+	.venv/frameworks/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
 	@touch $@
 
 build: libtorch ## Build the server
@@ -85,6 +97,17 @@ train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python
+
+client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
+	.venv/client/bin/python clients/python/scripts/generate_stubs.py
+
+client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
+	SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) scripts/with_server.sh $(BINARY) \
+	    .venv/client/bin/python -m pytest clients/python
+
+client-frameworks: build .venv/frameworks/installed ## Test the adapters in torch, TRL and UniRL themselves (fetches 3 GB)
+	SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) scripts/with_server.sh $(BINARY) .venv/frameworks/bin/python -m pytest \
+	    clients/python/tests/test_adapters.py clients/python/tests/test_images.py clients/python/tests/test_server.py
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean

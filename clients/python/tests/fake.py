@@ -94,6 +94,15 @@ class Fake:
             ),
         }
 
+    def _work(self, context: Any) -> None:
+        """Takes its time, unless the caller leaves."""
+        end = time.monotonic() + self.delay
+        while time.monotonic() < end:
+            if not context.is_active():
+                self.cancelled.set()
+                return
+            time.sleep(0.01)
+
     def _admit(self, context: Any) -> None:
         metadata = dict(context.invocation_metadata())
         self.metadata.append(metadata)
@@ -115,7 +124,6 @@ class Fake:
 
     def _score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         self._admit(context)
-        context.add_callback(lambda: None if context.code() or context.is_active() else self.cancelled.set())
         with self._lock:
             self.requests.append(request)
             self.times.append(time.monotonic())
@@ -123,11 +131,7 @@ class Fake:
             self.most_at_once = max(self.most_at_once, self._at_once)
             fault = self.faults.pop(0) if self.faults else None
         try:
-            end = time.monotonic() + self.delay
-            while time.monotonic() < end:
-                if not context.is_active():
-                    self.cancelled.set()
-                time.sleep(0.01)
+            self._work(context)
         finally:
             with self._lock:
                 self._at_once -= 1
@@ -150,7 +154,7 @@ class Fake:
             fault = self.faults.pop(0) if self.faults else None
             if fault is not None and fault[0] == "BREAK":
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the stream broke")
-            time.sleep(self.delay)
+            self._work(context)
             code = self.bad_items.get(int(mean_of("", request.item.image)))
             error = fault or ((code, None) if code else None)
             held.append(

@@ -285,3 +285,49 @@ def test_trl(fake: Fake) -> None:
     with pytest.raises(sc.ItemsFailedError):
         trl.reward(client)(**calls, **columns)
     client.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
+    """A step of GRPOTrainer with a tiny model of random weights: its reward path gives the policy our scores."""
+    pytest.importorskip("trl", reason="trl is not installed")
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "a", "cup", "left", "of", "book"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+        pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    drawn: list[int] = []
+
+    def draw(prompt: str, completion: str, row: dict[str, Any]) -> Any:
+        drawn.append(len(drawn))
+        return numbered(100)[drawn[-1] + row["offset"]]
+
+    client = (sc.AsyncSpatialScoreClient if asynchronous else sc.SpatialScoreClient)(fake.address, timeout=20)
+    trainer = GRPOTrainer(
+        model=Qwen2ForCausalLM(config),
+        reward_funcs=(trl.async_reward if asynchronous else trl.reward)(client, image=draw),
+        args=GRPOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=4,
+            max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["a cup left of a book"] * 4, "offset": [10] * 4}),
+        processing_class=tokens,
+    )  # fmt: skip
+    trainer.train()
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    mean = np.mean([10, 11, 12, 13]) + len("a cup left of a book") / 1000
+    assert len(drawn) == 4 and logged["reward"] == pytest.approx(mean, abs=1e-3)
+    name = "spatialscore_async" if asynchronous else "spatialscore"
+    assert logged[f"rewards/{name}/mean"] == pytest.approx(mean, abs=1e-3)
+    fake.bad_items = {14: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        trainer.train()

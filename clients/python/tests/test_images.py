@@ -14,17 +14,19 @@ from fake import Fake
 from PIL import Image
 
 import spatialscore_client as sc
-from spatialscore_client.images import PictureError, Source, source, sources
+from spatialscore_client._proto import spatialscore as pb
+from spatialscore_client.images import Encoded, PictureError, Source, source, sources
 
 RANDOM = np.random.default_rng(20261123)
 PIXELS = RANDOM.integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)
 
 
 def pixels_of(found: Source, codec: Any = "raw") -> Any:
-    sent = found.encode(codec)
-    if sent.WhichOneof("source") == "raw":
-        return np.frombuffer(sent.raw.rgb8, np.uint8).reshape(sent.raw.height, sent.raw.width, 3)
-    return np.asarray(Image.open(io.BytesIO(sent.encoded)).convert("RGB"))
+    image = pb.Image()
+    found.encode(codec).write(image)
+    if image.WhichOneof("source") == "raw":
+        return np.frombuffer(image.raw.rgb8, np.uint8).reshape(image.raw.height, image.raw.width, 3)
+    return np.asarray(Image.open(io.BytesIO(image.encoded)).convert("RGB"))
 
 
 def png(array: Any) -> bytes:
@@ -61,11 +63,11 @@ def test_files_and_encoded_bytes_go_untouched(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(data)
     for form in (data, bytearray(data), memoryview(data), file, str(file)):
-        assert source(form).encode("jpeg").encoded == data
+        assert source(form).encode("jpeg") == Encoded(data, None)
 
 
 def test_jpeg_only_where_it_is_asked_for() -> None:
-    sent = source(PIXELS[0]).encode("jpeg").encoded
+    sent = source(PIXELS[0]).encode("jpeg").data
     assert sent.startswith(b"\xff\xd8") and Image.open(io.BytesIO(sent)).size == (40, 24)
 
 

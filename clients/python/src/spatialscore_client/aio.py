@@ -247,9 +247,10 @@ class _Pump:
             yield failure_of(error)
         finally:
             stream.cancel()
-            if reading is not None and not reading.cancel() and not reading.cancelled():
-                # Looked at, so that asyncio does not complain of an exception that nobody saw.
-                reading.exception()
+            if reading is not None:
+                reading.cancel()
+                # However it ends, it is looked at: else asyncio complains of an exception that nobody saw.
+                reading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _wait(self, reading: asyncio.Task[Any], endpoint: Endpoint) -> None:
         """Waits for an answer or for the caller's next item, where there is room for one."""

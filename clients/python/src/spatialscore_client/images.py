@@ -38,6 +38,22 @@ class PictureError(ValueError):
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A picture's bytes: pixels where there is a size, else a file."""
+
+    data: bytes
+    size: tuple[int, int] | None
+
+    def write(self, image: pb.Image) -> None:
+        """Puts them where they are sent from: once, for a large picture is slow to copy."""
+        if self.size is None:
+            image.encoded = self.data
+        else:
+            image.raw.width, image.raw.height = self.size
+            image.raw.rgb8 = self.data
+
+
+@dataclass(frozen=True)
 class Source:
     """A picture that is known to be of a form we send."""
 
@@ -46,15 +62,12 @@ class Source:
     load: Callable[[], bytes]
     """Its bytes: `size` says whether they are pixels (rows from the top, RGB) or a file. May raise PictureError."""
 
-    def encode(self, codec: Codec) -> pb.Image:
+    def encode(self, codec: Codec) -> Encoded:
         """The picture as it is sent. Raises PictureError."""
         data = self.load()
-        if self.size is None:
-            return pb.Image(encoded=data)
-        width, height = self.size
-        if codec == "raw":
-            return pb.Image(raw=pb.RawImage(width=width, height=height, rgb8=data))
-        return pb.Image(encoded=_compress(data, self.size, codec))
+        if self.size is None or codec == "raw":
+            return Encoded(data, self.size)
+        return Encoded(_compress(data, self.size, codec), None)
 
 
 def sources(images: Pictures) -> list[Source | PictureError]:

@@ -97,22 +97,19 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec) -> Iterator[Ba
     start, request, size = 0, pb.ScoreRequest(prompt=shared), base
     for index, item in enumerate(wanted):
         try:
-            message = score_item(item, codec, shared)
+            picture = item.source.encode(codec)
         except PictureError as error:
             raise ItemsFailedError([refusal(index, str(error))], [None] * len(wanted)) from error
-        bytes_more = message.ByteSize() + _OVERHEAD
+        bytes_more = len(picture.data) + (0 if shared is not None else len(item.prompt.encode())) + _OVERHEAD
         if base + bytes_more > limits.max_message_bytes:
             text = f"takes {base + bytes_more} bytes; the server takes messages of {limits.max_message_bytes}"
             raise ItemsFailedError([refusal(index, text)], [None] * len(wanted))
         if request.items and (len(request.items) == most_items or size + bytes_more > most_bytes):
             yield Batch(start, request)
             start, request, size = index, pb.ScoreRequest(prompt=shared), base
-        request.items.append(message)
+        message = request.items.add()
+        if shared is None:
+            message.prompt = item.prompt
+        picture.write(message.image)
         size += bytes_more
     yield Batch(start, request)
-
-
-def score_item(item: Item, codec: Codec, shared: str | None = None) -> pb.ScoreItem:
-    """An item as it is sent; without its prompt where that is the request's. Raises PictureError."""
-    image = item.source.encode(codec)
-    return pb.ScoreItem(image=image) if shared is not None else pb.ScoreItem(prompt=item.prompt, image=image)

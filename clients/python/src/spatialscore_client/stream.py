@@ -42,9 +42,12 @@ class Pending:
             checked = plan.Item(prompt, source(picture))
             if refused := plan.check(index, checked, self._limits):
                 raise ItemsFailedError([refused], [])
-            message = pb.ScoreStreamRequest(id=str(index), item=plan.score_item(checked, self._codec))
+            picture_bytes = checked.source.encode(self._codec)
         except (PictureError, UnicodeEncodeError) as error:
             raise ItemsFailedError([plan.refusal(index, str(error))], []) from error
+        message = pb.ScoreStreamRequest(id=str(index))
+        message.item.prompt = prompt
+        picture_bytes.write(message.item.image)
         if message.ByteSize() > self._limits.max_message_bytes:
             text = f"takes {message.ByteSize()} bytes; the server takes messages of {self._limits.max_message_bytes}"
             raise ItemsFailedError([plan.refusal(index, text)], [])
