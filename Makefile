@@ -69,6 +69,7 @@ test: lint .venv/test/installed .cache/drawings/fetched ## Run every check that 
 	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
+	$(MAKE) client-test
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
 	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))
@@ -98,16 +99,19 @@ train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python
 
+# One thread per server: several are up at once, and threads of one forward that wait for each other on a busy machine
+# wait long.
+CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE__MODEL__THREADS=1 scripts/with_server.sh $(BINARY)
+
 client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
 	.venv/client/bin/python clients/python/scripts/generate_stubs.py
 
 client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
-	SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) scripts/with_server.sh $(BINARY) \
-	    .venv/client/bin/python -m pytest clients/python
+	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
 client-frameworks: build .venv/frameworks/installed ## Test the adapters in torch, TRL and UniRL themselves (fetches 3 GB)
-	SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) scripts/with_server.sh $(BINARY) .venv/frameworks/bin/python -m pytest \
-	    clients/python/tests/test_adapters.py clients/python/tests/test_images.py clients/python/tests/test_server.py
+	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
+	    $(addprefix clients/python/tests/test_,adapters.py images.py rewards.py server.py)
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean

@@ -167,14 +167,18 @@ def played_flow_factory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop(name)
 
 
-def test_flow_factory(fake: Fake, played_flow_factory: Any) -> None:
+def test_flow_factory_groups(fake: Fake, played_flow_factory: Any) -> None:
     config = types.SimpleNamespace(extra_kwargs={"target": fake.address, "timeout": 10})
     model = played_flow_factory.SpatialScoreGroupReward(config=config, accelerator=None)
     output = model(prompt=["p"] * 3, image=numbered(3))
     # With a standard deviation of a half, neighbours lie 1.41 deviations of their difference apart.
     assert output.rewards == [pytest.approx(x, abs=1e-3) for x in (0.04, 0.5, 0.96)]
     assert output.extra_info["mean"] == expected(3, ["p"] * 3)
+
+
+def test_flow_factory_points(fake: Fake, played_flow_factory: Any) -> None:
     pytest.importorskip("torch")
+    config = types.SimpleNamespace(extra_kwargs={"target": fake.address, "timeout": 10})
     output = played_flow_factory.SpatialScoreReward(config=config, accelerator=None)(prompt=PROMPTS, image=tensors(4))
     assert output.rewards.tolist() == expected(4, PROMPTS)
 

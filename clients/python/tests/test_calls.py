@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -168,6 +169,18 @@ def test_where_one_request_fails_the_others_are_ended(connect: Any) -> None:
             connect(server.address, max_in_flight=2).score("prompt", numbered(60))
         time.sleep(0.5)
         assert len(server.requests) < 8
+
+
+def test_a_caller_who_is_cancelled_ends_the_call() -> None:
+    async def leave(address: str) -> None:
+        async with sc.AsyncSpatialScoreClient(address, timeout=20) as client:
+            await client.model()
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(client.score("prompt", numbered(2)), 0.5)
+
+    with Fake(delay=5) as server:
+        asyncio.run(leave(server.address))
+        assert server.cancelled.wait(3)
 
 
 def test_token_and_trace_go_with_every_call(connect: Any) -> None:

@@ -310,7 +310,13 @@ def test_what_is_no_target(target: str) -> None:
 
 
 def test_settings_that_make_no_sense(certificates: Path) -> None:
-    for wrong in ({"timeout": 0}, {"timeout": float("nan")}, {"codec": "gif"}, {"max_in_flight": 0}):
+    for wrong in (
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"codec": "gif"},
+        {"max_in_flight": 0},
+    ):
         with pytest.raises(ValueError):
             sc.SpatialScoreClient("scorer", **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="contradict"):

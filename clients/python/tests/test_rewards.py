@@ -57,6 +57,10 @@ def test_scores_are_a_sequence_and_become_arrays() -> None:
     means, stddevs = scores.numpy()
     assert means.dtype == np.float32 and means.tolist() == [1.5, -2.0] and stddevs.shape == (2,)
     assert Scores([Score(1.5, None)]).numpy()[1] is None
+
+
+def test_scores_become_tensors() -> None:
     torch = pytest.importorskip("torch")
+    scores = Scores([Score(1.5, 0.1), Score(-2.0, 0.2)])
     means, stddevs = scores.torch("cpu")
     assert means.dtype == torch.float32 and means.tolist() == [1.5, -2.0] and stddevs.shape == (2,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -21,8 +22,8 @@ class Deadline:
     """When a call must be over."""
 
     def __init__(self, timeout: float) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout}; it must be positive")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout is {timeout}; it must be a positive number of seconds")
         self.timeout = timeout
         self._end = time.monotonic() + timeout
 

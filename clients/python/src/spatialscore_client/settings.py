@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -85,7 +86,7 @@ class Settings:
             tls = True in secure
         if codec not in ("raw", "png", "jpeg"):
             raise ValueError(f"codec is {codec!r}; raw, png and jpeg are known")
-        if not timeout > 0 or max_in_flight < 1 or stream_window < 1:
+        if not 0 < timeout < math.inf or max_in_flight < 1 or stream_window < 1:
             raise ValueError("timeout, max_in_flight and stream_window must be positive")
         addresses = tuple(each for each, _ in parsed)
         settings = TLS() if tls is True else tls or None
