@@ -55,6 +55,16 @@ def test_a_dead_server_is_skipped_and_one_that_comes_back_is_used(connect: Any) 
             assert back.requests
 
 
+def test_a_server_that_drains_is_left_alone_for_a_while(connect: Any) -> None:
+    with Fake() as draining, Fake() as alive:
+        client = connect([draining.address, alive.address])
+        draining.faults = [("UNAVAILABLE", None)] * 1000
+        for _ in range(20):
+            client.score("prompt", numbered(1))
+        assert len(alive.requests) == 20
+        assert 1 <= len(draining.requests) <= 10
+
+
 def test_a_server_that_dies_in_a_call_is_replaced(connect: Any) -> None:
     with Fake(delay=0.5) as dying, Fake() as alive:
         client = connect([dying.address, alive.address])

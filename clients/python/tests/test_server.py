@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from test_connections import certificates
 
 import spatialscore_client as sc
 from spatialscore_client.cli import main
@@ -27,13 +28,14 @@ from spatialscore_client.cli import main
 SAMPLES = [json.loads(line) for line in (ROOT / "samples/manifest.jsonl").read_text().splitlines()]
 PROMPTS = [sample["prompt"] for sample in SAMPLES]
 FILES = [ROOT / "samples" / sample["image"] for sample in SAMPLES]
-SIDE = 1 << 7
+SIDE = 128
+__all__ = ["certificates"]
 
 
 class Server:
     """A server of the test's own."""
 
-    def __init__(self, listen: str = "127.0.0.1:0", **settings: int) -> None:
+    def __init__(self, listen: str = "127.0.0.1:0", **settings: object) -> None:
         if "SPATIALSCORE_BINARY" not in os.environ:
             pytest.skip("SPATIALSCORE_BINARY names no binary; `make client-test` does")
         sets = [word for name, value in settings.items() for word in ("--set", f"{name.replace('__', '.')}={value}")]
@@ -148,6 +150,40 @@ def small(number: int) -> Any:
     pixels[number * 8 : number * 8 + 20, 30:60] = (200, 0, 0)
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.fixture
+def secured(certificates: Path, tmp_path: Path) -> Iterator[Server]:
+    """A server with TLS that asks for a token."""
+    binary = os.environ.get("SPATIALSCORE_BINARY", "")
+    known = binary and subprocess.run([binary, "serve", "--print-settings"], capture_output=True, text=True).stdout
+    if not known or "[tls]" not in known:
+        pytest.skip("this server has no TLS")
+    tokens = tmp_path / "tokens"
+    tokens.write_text("trainer:secret-of-more-than-sixteen-letters\n")
+    tokens.chmod(0o600)
+    files = {"tls__certificate": certificates / "server.pem", "tls__key": certificates / "server.key"}
+    with Server(auth__tokens_file=tokens, **files) as server:
+        yield server
+
+
+def test_tls_and_tokens(
+    connect: Any, secured: Server, certificates: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ca, token = certificates / "authority.pem", "secret-of-more-than-sixteen-letters"
+    client = connect(secured.address, tls=sc.TLS(ca=ca), token=token, timeout=300)
+    assert len(client.score("a cup", FILES[:2])) == 2
+    assert len(client.stream([("a cup", FILES[0])])) == 1
+    for wrong in (None, "another"):
+        with pytest.raises(sc.AuthenticationError):
+            connect(secured.address, tls=sc.TLS(ca=ca), token=wrong).score("a cup", FILES[:2])
+    for tls in (sc.TLS(ca=certificates / "stranger.pem"), None):
+        with pytest.raises(sc.UnavailableError):
+            connect(secured.address, tls=tls, token=token).score("a cup", FILES[:2], timeout=2)
+    assert main(["check", "--ca", str(ca), secured.address]) == 1
+    assert "token: the server wants one" in capsys.readouterr().out
+    assert main(["check", secured.address]) == 1
+    assert "the server asks for TLS" in capsys.readouterr().out
 
 
 def test_a_full_queue_costs_time_and_no_answer() -> None:
