@@ -131,12 +131,12 @@ class Fake:
             self.most_at_once = max(self.most_at_once, self._at_once)
             fault = self.faults.pop(0) if self.faults else None
         try:
+            if fault is not None:
+                abort(context, *fault)
             self._work(context)
         finally:
             with self._lock:
                 self._at_once -= 1
-        if fault is not None:
-            abort(context, *fault)
         results = []
         for item in request.items:
             prompt = item.prompt if item.HasField("prompt") else request.prompt

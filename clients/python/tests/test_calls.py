@@ -163,11 +163,16 @@ def test_an_answer_that_is_none_raises(connect: Any, fake: Fake, spoil: Any) -> 
 
 
 def test_where_one_request_fails_the_others_are_ended(connect: Any) -> None:
-    with Fake(limits={"max_items_per_request": 2}, delay=0.3) as server:
-        server.faults = [("INTERNAL", None)]
+    with Fake(limits={"max_items_per_request": 2}, delay=6) as server:
+        client = connect(server.address, max_in_flight=3)
+        client.model()
+        # The first two are under way when the third fails.
+        server.faults = [None, None, ("INTERNAL", None)]  # type: ignore[list-item]
+        start = time.monotonic()
         with pytest.raises(sc.ServerFaultError):
-            connect(server.address, max_in_flight=2).score("prompt", numbered(60))
-        time.sleep(0.5)
+            client.score("prompt", numbered(60))
+        assert time.monotonic() - start < 4
+        assert server.cancelled.wait(3)
         assert len(server.requests) < 8
 
 
