@@ -12,7 +12,7 @@ BINARY := target/release/spatialscore
     client-stubs client-test client-frameworks clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
 
 # A LIBTORCH of your own is respected and nothing is fetched.
 libtorch: ## Fetch libtorch into .libtorch (once)
