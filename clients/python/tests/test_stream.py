@@ -49,7 +49,8 @@ def test_a_stream_that_stays_broken_raises_in_time(connect: Any, fake: Fake) -> 
     client.model()
     fake.faults = [("BREAK", None)] * 10_000
     start = time.monotonic()
-    with pytest.raises(sc.UnavailableError, match="the stream broke"):
+    # On a busy machine the last attempt may still be under way when the time is over.
+    with pytest.raises((sc.UnavailableError, sc.DeadlineExceededError), match="the stream broke|not answered"):
         client.stream(pairs(5), timeout=1.0)
     assert time.monotonic() - start < 2.0
 
