@@ -11,6 +11,7 @@ from conftest import numbered
 from fake import Fake, mean_of
 
 import spatialscore_client as sc
+from spatialscore_client import plan
 
 
 def means(count: int, prompt: str) -> list[float]:
@@ -34,6 +35,24 @@ def test_a_large_group_is_split_to_the_limits_in_order_and_bounded_in_flight(con
         assert [len(request.items) for request in server.requests].count(8) == 12
         assert len(server.requests) == 13
         assert server.most_at_once == 3
+
+
+def test_a_large_group_is_not_in_memory_all_at_once(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    original = plan.batches
+
+    def counted(*arguments: Any) -> Any:
+        for batch in original(*arguments):
+            made.append(batch.start)
+            yield batch
+
+    monkeypatch.setattr(plan, "batches", counted)
+    with Fake(limits={"max_items_per_request": 2}, delay=10) as server:
+        client = connect(server.address, max_in_flight=3)
+        client.model()
+        with pytest.raises(sc.DeadlineExceededError):
+            client.score("prompt", numbered(60), timeout=1)
+        assert len(made) == 3
 
 
 def test_requests_keep_the_limit_of_bytes(connect: Any) -> None:
