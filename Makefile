@@ -8,10 +8,11 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity fixtures train-mini test-training eval report clean
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity fixtures train-mini test-training eval report \
+    client-stubs client-test client-frameworks clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
 
 # A LIBTORCH of your own is respected and nothing is fetched.
 libtorch: ## Fetch libtorch into .libtorch (once)
@@ -42,6 +43,17 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 	$(PYTHON) $< $(@D) tests/reference/requirements.txt
 	@touch $@
 
+.venv/client/installed: scripts/python_env.py clients/python/tests/requirements.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/requirements.txt
+	.venv/client/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
+.venv/frameworks/installed: scripts/python_env.py clients/python/tests/frameworks.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/frameworks.txt
+	.venv/frameworks/bin/python -m pip install -q --no-deps --ignore-requires-python unirl==0.2.0
+	.venv/frameworks/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
 build: libtorch ## Build the server
 	$(CARGO) build --release --bin spatialscore
 
@@ -62,9 +74,10 @@ test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetch
 	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
+	$(MAKE) client-test
 
 FUZZ_SECONDS ?= 300
-fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS (needs a nightly Rust)
+fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS
 	fuzz/run.sh $(FUZZ_SECONDS)
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
@@ -100,6 +113,20 @@ report: eval ## Write the report of the built-in checkpoint from what `eval` mea
 
 test-training: build .venv/training/installed ## Run the tests of the trainer, which need torch, and serve a fresh adapter
 	cd training && ../.venv/training/bin/python -m pytest -q tests
+
+# One thread per server: several are up at once, and threads of one forward that wait for each other on a busy machine
+# wait long.
+CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE__MODEL__THREADS=1 scripts/with_server.sh $(BINARY)
+
+client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
+	.venv/client/bin/python clients/python/scripts/generate_stubs.py
+
+client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
+	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
+
+client-frameworks: build .venv/frameworks/installed ## Test the adapters in torch, TRL and UniRL themselves (fetches 3 GB)
+	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
+	    $(addprefix clients/python/tests/test_,adapters.py images.py rewards.py server.py)
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean

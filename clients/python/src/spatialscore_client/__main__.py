@@ -1,0 +1,7 @@
+"""`python -m spatialscore_client` is the command `spatialscore-client`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

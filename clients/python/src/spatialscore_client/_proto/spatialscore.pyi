@@ -1,0 +1,148 @@
+# Made by `make client-stubs` from the contract. Do not edit.
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from . import status as _status_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RewardOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REWARD_OUTPUT_UNSPECIFIED: _ClassVar[RewardOutput]
+    REWARD_OUTPUT_GAUSSIAN: _ClassVar[RewardOutput]
+    REWARD_OUTPUT_SCALAR: _ClassVar[RewardOutput]
+REWARD_OUTPUT_UNSPECIFIED: RewardOutput
+REWARD_OUTPUT_GAUSSIAN: RewardOutput
+REWARD_OUTPUT_SCALAR: RewardOutput
+
+class Image(_message.Message):
+    __slots__ = ("encoded", "raw")
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    encoded: bytes
+    raw: RawImage
+    def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping[str, object]]] = ...) -> None: ...
+
+class RawImage(_message.Message):
+    __slots__ = ("width", "height", "rgb8")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RGB8_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    height: int
+    rgb8: bytes
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., rgb8: _Optional[bytes] = ...) -> None: ...
+
+class ScoreItem(_message.Message):
+    __slots__ = ("prompt", "image")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    image: Image
+    def __init__(self, prompt: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ...) -> None: ...
+
+class ScoreRequest(_message.Message):
+    __slots__ = ("prompt", "items")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    items: _containers.RepeatedCompositeFieldContainer[ScoreItem]
+    def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("mean", "stddev")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STDDEV_FIELD_NUMBER: _ClassVar[int]
+    mean: float
+    stddev: float
+    def __init__(self, mean: _Optional[float] = ..., stddev: _Optional[float] = ...) -> None: ...
+
+class ScoreResult(_message.Message):
+    __slots__ = ("score", "error")
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    score: Score
+    error: _status_pb2.Status
+    def __init__(self, score: _Optional[_Union[Score, _Mapping[str, object]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("preprocess", "queue", "inference")
+    PREPROCESS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_FIELD_NUMBER: _ClassVar[int]
+    preprocess: _duration_pb2.Duration
+    queue: _duration_pb2.Duration
+    inference: _duration_pb2.Duration
+    def __init__(self, preprocess: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ..., inference: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("results", "timings")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ScoreResult]
+    timings: Timings
+    def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping[str, object]]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
+
+class ScoreStreamRequest(_message.Message):
+    __slots__ = ("id", "item")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    item: ScoreItem
+    def __init__(self, id: _Optional[str] = ..., item: _Optional[_Union[ScoreItem, _Mapping[str, object]]] = ...) -> None: ...
+
+class ScoreStreamResponse(_message.Message):
+    __slots__ = ("id", "result", "timings")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    result: ScoreResult
+    timings: Timings
+    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[ScoreResult, _Mapping[str, object]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens")
+    MAX_ITEMS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_items_per_request: int
+    max_message_bytes: int
+    max_prompt_bytes: int
+    max_image_pixels: int
+    max_item_tokens: int
+    def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    architecture: str
+    revision: str
+    dtype: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    output: RewardOutput
+    notice: str
+    server_version: str
+    limits: Limits
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[RewardOutput, str]] = ..., notice: _Optional[str] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ...) -> None: ...

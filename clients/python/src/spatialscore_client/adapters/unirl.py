@@ -1,0 +1,72 @@
+"""UniRL: a reward backend by `_target_`, for Tencent-Hunyuan/UniRL at 1a7b501e and `unirl` 0.2.0 of PyPI.
+
+reward:
+  _target_: unirl.reward.service.RewardService
+  backend:
+    _target_: spatialscore_client.adapters.unirl.SpatialScoreBackend
+    target: scorer:50051
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from unirl.reward.base import RewardBackend
+from unirl.types.reward import RewardRequest, RewardResponse
+
+from ..errors import SpatialScoreError
+from .plain import client_of
+
+
+class SpatialScoreBackend(RewardBackend):  # type: ignore[misc]
+    """Rewards are the SpatialScores; `component_rewards` has them again, and their standard deviations beside them.
+
+    A request whose pictures cannot all be scored raises: a response would need a number in the place of each failure.
+    """
+
+    input_kind = "image"
+
+    def __init__(self, target: str | list[str] | None = None, timeout: float = 120.0, **options: Any) -> None:
+        # What the base class knows of is its own; the rest is SpatialScoreClient's.
+        own = {name: options.pop(name) for name in ("batch_size", "prompt_source") if name in options}
+        super().__init__(model_name="spatialscore", timeout=timeout, **own)
+        targets = target if target is None or isinstance(target, str) else list(target)
+        self.client = client_of(targets, timeout=timeout, **options)
+
+    def compute_rewards(self, request: RewardRequest) -> RewardResponse:
+        """The rewards of a request's pictures, in order."""
+        start = time.monotonic()
+        pictures = request.generated.get("image")
+        if pictures is None:
+            raise ValueError(f"the request has {sorted(request.generated)}, and no image to score")
+        # UniRL's own view of its pixels: what lies a little outside [0, 1] is clamped.
+        images = [picture.pixels.detach().float().clamp(0, 1) for picture in pictures.to_list()]
+        scores = self.client.score(self._prompts(request), images)
+        components = {"spatialscore": scores.means}
+        if scores.stddevs is not None:
+            components["spatialscore_stddev"] = scores.stddevs
+        return RewardResponse(
+            rewards=scores.means,
+            component_rewards=components,
+            successes=[True] * len(scores),
+            errors=[None] * len(scores),
+            compute_time=time.monotonic() - start,
+        )
+
+    def is_available(self) -> bool:
+        """Whether the server answers within five seconds."""
+        try:
+            self.client.model(timeout=5.0)
+        except SpatialScoreError:
+            return False
+        return True
+
+    def dispose(self) -> None:
+        """Closes the connections."""
+        self.client.close()
+
+    def _prompts(self, request: RewardRequest) -> list[str]:
+        # Since 0.2 the backend says which of a request's prompts it wants; before, there was one.
+        choose = getattr(super(), "prompts", None)
+        return list(choose(request) if choose else request.prompts)

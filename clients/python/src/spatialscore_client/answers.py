@@ -1,0 +1,115 @@
+"""What a server answered: messages to scores, statuses to failures. Nothing that is not a score passes as one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from ._proto import error_details, status
+from ._proto import spatialscore as pb
+from .errors import ItemFailure, ServerFaultError
+from .scores import Limits, ModelInfo, Score
+
+# The gRPC codes by number.
+CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A status that is not OK."""
+
+    code: str
+    """The gRPC code."""
+    message: str
+    """What was said."""
+    retry_after: float | None = None
+    """Seconds to wait, where the server said so."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may be sent again: nobody took it, or the server said when to come back."""
+        return self.code == "UNAVAILABLE" or (self.code == "RESOURCE_EXHAUSTED" and self.retry_after is not None)
+
+
+def failure(code: str, message: str | None, metadata: Iterable[tuple[str, str | bytes]] | None) -> Failure:
+    """The failure of a call, from its code, its message and its trailing metadata."""
+    details = next((value for key, value in metadata or () if key == "grpc-status-details-bin"), b"")
+    parsed = status.Status()
+    try:
+        parsed.MergeFromString(details if isinstance(details, bytes) else b"")
+    except Exception:  # DecodeError; whatever a proxy wrote there, the code and the message still hold.
+        parsed.Clear()
+    return Failure(code, message or "", _retry_after(parsed))
+
+
+def item_failure(index: int, error: status.Status) -> ItemFailure:
+    """The failure of one item."""
+    # The server counts within its request; here it is the call's item that is named.
+    return ItemFailure(index, _code(error), re.sub(r"^items?(\[\d+\])?\.", "", error.message))
+
+
+def of_item(error: status.Status) -> Failure:
+    """The failure that an item of a stream reports on behalf of its call."""
+    return Failure(_code(error), error.message, _retry_after(error))
+
+
+def _code(error: status.Status) -> str:
+    return CODES.get(error.code, "UNKNOWN")
+
+
+def _retry_after(error: status.Status) -> float | None:
+    for detail in error.details:
+        if detail.type_url.endswith("/google.rpc.RetryInfo"):
+            delay = error_details.RetryInfo.FromString(detail.value).retry_delay
+            return max(0.0, delay.seconds + delay.nanos / 1e9)
+    return None
+
+
+def results(response: pb.ScoreResponse, start: int, count: int, target: str) -> list[Score | ItemFailure]:
+    """The results of a request of `count` items, the first of which is the call's item `start`.
+
+    Raises ServerFaultError where there are not as many as items, or one is not what the contract allows.
+    """
+    if len(response.results) != count:
+        text = f"the server answered {count} items with {len(response.results)} results"
+        raise ServerFaultError("INTERNAL", text, target=target)
+    return [result(answer, start + place, target) for place, answer in enumerate(response.results)]
+
+
+def result(answer: pb.ScoreResult, index: int, target: str) -> Score | ItemFailure:
+    """One result. Raises ServerFaultError."""
+    outcome = answer.WhichOneof("outcome")
+    if outcome == "error":
+        return item_failure(index, answer.error)
+    score = answer.score
+    stddev = score.stddev if score.HasField("stddev") else None
+    if outcome is None or not math.isfinite(score.mean) or not (stddev is None or 0 <= stddev < math.inf):
+        text = f"the server answered item {index} with neither a finite score nor an error"
+        raise ServerFaultError("INTERNAL", text, target=target)
+    return Score(score.mean, stddev)
+
+
+def model(response: pb.GetModelResponse) -> ModelInfo:
+    """What a server serves."""
+    limits = response.limits
+    return ModelInfo(
+        name=response.name,
+        architecture=response.architecture,
+        revision=response.revision,
+        dtype=response.dtype,
+        devices=tuple(response.devices),
+        gaussian=response.output == pb.REWARD_OUTPUT_GAUSSIAN,
+        notice=response.notice,
+        server_version=response.server_version,
+        limits=Limits(
+            limits.max_items_per_request,
+            limits.max_message_bytes,
+            limits.max_prompt_bytes,
+            limits.max_image_pixels,
+            limits.max_item_tokens,
+        ),
+    )

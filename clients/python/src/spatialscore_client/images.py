@@ -1,0 +1,176 @@
+"""The pictures that a caller may give, and their form on the wire.
+
+numpy, Pillow and torch are looked up among what the caller has loaded already, and never imported on their behalf: a
+caller who holds an array of a package has loaded that package. The one exception is a codec that the caller asks for.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from ._proto import spatialscore as pb
+
+if TYPE_CHECKING:
+    import numpy
+    import PIL.Image
+    import torch
+
+Codec = Literal["raw", "png", "jpeg"]
+"""How pixels are sent: `raw` and `png` change nothing, `jpeg` (quality 95) is smaller and changes scores."""
+
+Picture = Union[str, "os.PathLike[str]", bytes, "PIL.Image.Image", "numpy.ndarray[Any, Any]", "torch.Tensor"]
+"""A path, an encoded file, a PIL image, a uint8 array (H, W, 3), or a tensor (3, H, W): uint8, or float in [0, 1]."""
+
+Pictures = Union[Iterable[Picture], "numpy.ndarray[Any, Any]", "torch.Tensor"]
+"""Pictures one by one, or a batch: a uint8 array (B, H, W, 3), or a tensor (B, 3, H, W)."""
+
+# How far a float may lie outside [0, 1] for rounding alone; what lies further is on another scale.
+_SLACK = 1e-3
+
+
+class PictureError(ValueError):
+    """A picture that cannot be sent."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture's bytes: pixels where there is a size, else a file."""
+
+    data: bytes
+    size: tuple[int, int] | None
+
+    def write(self, image: pb.Image) -> None:
+        """Puts them where they are sent from: once, for a large picture is slow to copy."""
+        if self.size is None:
+            image.encoded = self.data
+        else:
+            image.raw.width, image.raw.height = self.size
+            image.raw.rgb8 = self.data
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture that is known to be of a form we send."""
+
+    size: tuple[int, int] | None
+    """Width and height, where they are known without decoding."""
+    load: Callable[[], bytes]
+    """Its bytes: `size` says whether they are pixels (rows from the top, RGB) or a file. May raise PictureError."""
+
+    def encode(self, codec: Codec) -> Encoded:
+        """The picture as it is sent. Raises PictureError."""
+        data = self.load()
+        if self.size is None or codec == "raw":
+            return Encoded(data, self.size)
+        return Encoded(_compress(data, self.size, codec), None)
+
+
+def sources(images: Pictures) -> list[Source | PictureError]:
+    """What a caller gave, one entry per picture, in order. Pixels of tensors are copied from their device here, in
+    the caller's own thread and on its current stream."""
+    return [_try(picture) for picture in split(images)]
+
+
+def split(images: Pictures) -> list[Any]:
+    """The pictures of a batch. Raises TypeError for what is one picture and not several."""
+    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or _is(images, "PIL.Image", "Image"):
+        raise TypeError("images is a single picture; put it in a list")
+    dimensions = getattr(images, "ndim", None)
+    if dimensions is not None and dimensions != 4:
+        raise TypeError(f"images has {dimensions} dimensions; a batch has 4, and a single picture goes in a list")
+    return list(images)
+
+
+def source(picture: Any) -> Source:
+    """One picture. Raises PictureError."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return Source(None, lambda: bytes(picture))
+    if isinstance(picture, (str, os.PathLike)):
+        return _file(picture)
+    if _is(picture, "PIL.Image", "Image"):
+        return Source(picture.size, lambda: _pillow(picture))
+    if _is(picture, "torch", "Tensor"):
+        return _tensor(picture)
+    if _is(picture, "numpy", "ndarray"):
+        return _array(picture)
+    raise PictureError(
+        f"is a {type(picture).__name__}; give a path, encoded bytes, a PIL image, a uint8 array or a tensor"
+    )
+
+
+def _try(picture: Any) -> Source | PictureError:
+    try:
+        return source(picture)
+    except PictureError as error:
+        return error
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _file(path: str | os.PathLike[str]) -> Source:
+    def read() -> bytes:
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise PictureError(f"cannot be read: {error}") from error
+
+    if not os.path.isfile(path):
+        raise PictureError(f"there is no file {os.fspath(path)!r}")
+    return Source(None, read)
+
+
+def _pillow(picture: Any) -> bytes:
+    try:
+        converted = picture if picture.mode == "RGB" else picture.convert("RGB")
+        data: bytes = converted.tobytes()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PictureError(f"cannot be decoded by Pillow: {error}") from error
+    return data
+
+
+def _array(array: Any) -> Source:
+    if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] != 3:
+        raise PictureError(f"is an array {array.shape} of {array.dtype}; give uint8 (height, width, 3)")
+    height, width, _ = array.shape
+    return Source((width, height), array.tobytes)
+
+
+def _tensor(tensor: Any) -> Source:
+    shape, floating = tuple(tensor.shape), tensor.dtype.is_floating_point
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if len(shape) != 3 or shape[0] != 3 or not (floating or kind == "uint8"):
+        raise PictureError(f"is a tensor {shape} of {kind}; give (3, height, width), uint8 or float in [0, 1]")
+    tensor = tensor.detach()
+    if floating:
+        # In float32: bfloat16 has no room for 255 steps.
+        tensor = tensor.float()
+        low, high = (bound.item() for bound in tensor.aminmax())
+        if not (low >= -_SLACK and high <= 1 + _SLACK):
+            raise PictureError(f"has values from {low:g} to {high:g}; give floats in [0, 1]")
+        tensor = tensor.mul(255).round_().clamp_(0, 255).byte()
+    pixels = tensor.permute(1, 2, 0).contiguous().cpu().numpy()
+    return Source((shape[2], shape[1]), pixels.tobytes)
+
+
+def _compress(rgb: bytes, size: tuple[int, int], codec: Codec) -> bytes:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise PictureError(f"codec {codec!r} needs Pillow") from None
+    file = io.BytesIO()
+    picture = Image.frombytes("RGB", size, rgb)
+    if codec == "png":
+        # Level 1 is several times faster than the default and about a tenth larger.
+        picture.save(file, "PNG", compress_level=1)
+    else:
+        picture.save(file, "JPEG", quality=95)
+    return file.getvalue()

@@ -1,0 +1,111 @@
+"""What a call gives: the scores of its items, and what gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reward of one picture."""
+
+    mean: float
+    """The SpatialScore: higher is better. Unbounded, on the checkpoint's own scale, often negative."""
+    stddev: float | None
+    """The standard deviation of the Gaussian reward; None where the checkpoint gives a scalar."""
+
+
+class Scores(Sequence[Score]):
+    """The scores of a call: as many as it had items, in their order."""
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        self._scores = tuple(scores)
+
+    @property
+    def means(self) -> list[float]:
+        """The SpatialScores."""
+        return [score.mean for score in self._scores]
+
+    @property
+    def stddevs(self) -> list[float] | None:
+        """The standard deviations; None where the checkpoint gives a scalar."""
+        found = [score.stddev for score in self._scores if score.stddev is not None]
+        return found if len(found) == len(self._scores) else None
+
+    def numpy(self) -> tuple[Any, Any]:
+        """Means and standard deviations as float32 arrays of shape (n,); the second may be None. Needs numpy."""
+        import numpy as np
+
+        stddevs = self.stddevs
+        return np.array(self.means, np.float32), None if stddevs is None else np.array(stddevs, np.float32)
+
+    def torch(self, device: Any = None) -> tuple[Any, Any]:
+        """Means and standard deviations as float32 tensors of shape (n,); the second may be None. Needs torch."""
+        import torch
+
+        def tensor(values: list[float]) -> Any:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        stddevs = self.stddevs
+        return tensor(self.means), None if stddevs is None else tensor(stddevs)
+
+    @overload
+    def __getitem__(self, index: int) -> Score: ...
+    @overload
+    def __getitem__(self, index: slice) -> Scores: ...
+    def __getitem__(self, index: int | slice) -> Score | Scores:
+        return Scores(self._scores[index]) if isinstance(index, slice) else self._scores[index]
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self._scores)
+
+    def __eq__(self, other: object) -> bool:
+        return self._scores == other._scores if isinstance(other, Scores) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._scores)
+
+    def __repr__(self) -> str:
+        return f"Scores(means={self.means!r}, stddevs={self.stddevs!r})"
+
+
+@dataclass(frozen=True)
+class StreamedScore:
+    """One result of a stream, which come as they are done."""
+
+    index: int
+    """The item's place in the iterable, from 0."""
+    score: Score
+    """Its score."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes; see `Limits` in the contract."""
+
+    max_items_per_request: int
+    max_message_bytes: int
+    max_prompt_bytes: int
+    max_image_pixels: int
+    max_item_tokens: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a server serves; see `GetModelResponse` in the contract."""
+
+    name: str
+    architecture: str
+    revision: str
+    dtype: str
+    devices: tuple[str, ...]
+    gaussian: bool
+    """Whether scores have a standard deviation."""
+    notice: str
+    server_version: str
+    limits: Limits

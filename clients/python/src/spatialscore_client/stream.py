@@ -1,0 +1,100 @@
+"""The items of a stream that are sent and not answered: what both clients keep of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Union
+
+from . import answers, plan
+from ._proto import spatialscore as pb
+from .answers import Failure
+from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ServerFaultError
+from .images import Codec, Picture, PictureError, source
+from .scores import Limits, StreamedScore
+
+StreamItem = Union["tuple[str, Picture]", "Sequence[Any]"]
+"""What a stream takes: a prompt and a picture."""
+
+
+class Pending:
+    """What is under way, by id. An item stays until its score is there, and is sent again if its stream breaks."""
+
+    def __init__(self, limits: Limits, codec: Codec, timeout: float) -> None:
+        self._limits = limits
+        self._codec = codec
+        self.timeout = timeout
+        self._count = 0
+        self._away = 0.0
+        self._items: dict[str, tuple[pb.ScoreStreamRequest, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: StreamItem) -> pb.ScoreStreamRequest:
+        """The next item of the caller's iterable. Raises ItemsFailedError, TypeError."""
+        prompt, picture = item
+        if not isinstance(prompt, str):
+            raise TypeError(f"item {self._count} has a {type(prompt).__name__} as its prompt, not a str")
+        index = self._count
+        try:
+            checked = plan.Item(prompt, source(picture))
+            if refused := plan.check(index, checked, self._limits):
+                raise ItemsFailedError([refused], [])
+            picture_bytes = checked.source.encode(self._codec)
+        except (PictureError, UnicodeEncodeError) as error:
+            raise ItemsFailedError([plan.refusal(index, str(error))], []) from error
+        message = pb.ScoreStreamRequest(id=str(index))
+        message.item.prompt = prompt
+        picture_bytes.write(message.item.image)
+        if message.ByteSize() > self._limits.max_message_bytes:
+            text = f"takes {message.ByteSize()} bytes; the server takes messages of {self._limits.max_message_bytes}"
+            raise ItemsFailedError([plan.refusal(index, text)], [])
+        self._count += 1
+        self._items[message.id] = message, self._now() + self.timeout
+        return message
+
+    def messages(self) -> list[pb.ScoreStreamRequest]:
+        """What has to be sent again on a new stream, in order."""
+        return [message for message, _ in self._items.values()]
+
+    def left(self) -> float:
+        """Seconds until the item that was added first is overdue; all of the timeout where there is none."""
+        _, end = next(iter(self._items.values()), (None, self._now() + self.timeout))
+        return end - self._now()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the caller makes the next item, nobody waits: that time is not the server's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._away += time.monotonic() - start
+
+    def overdue(self, target: str) -> DeadlineExceededError:
+        """What to raise once an item is."""
+        text = f"item {next(iter(self._items), '')} was not answered within {self.timeout:g} s"
+        return DeadlineExceededError("DEADLINE_EXCEEDED", text, target=target)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._away
+
+    def accept(self, response: pb.ScoreStreamResponse, target: str) -> StreamedScore | Failure:
+        """An answer: a score, or the reason to send everything again on a new stream.
+
+        Raises ItemsFailedError where the item can have no score, and ServerFaultError for what the contract excludes.
+        """
+        if response.id not in self._items:
+            text = f"the server answered an item that is not under way: {response.id!r}"
+            raise ServerFaultError("INTERNAL", text, target=target)
+        index = int(response.id)
+        outcome = answers.result(response.result, index, target)
+        if isinstance(outcome, ItemFailure):
+            failure = answers.of_item(response.result.error)
+            if failure.retryable:
+                return failure
+            raise ItemsFailedError([outcome], [])
+        del self._items[response.id]
+        return StreamedScore(index, outcome)

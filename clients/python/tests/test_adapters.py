@@ -1,0 +1,337 @@
+"""Each adapter, driven as its framework drives it. Where the framework is installed, or a checkout of it stands where
+an environment variable says, its own code drives; else its part is played here, from the commit that is named."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import numbered
+from fake import Fake, picture
+
+import spatialscore_client as sc
+from spatialscore_client.adapters import flow_grpo, plain, trl
+
+
+@pytest.fixture
+def served(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A server that the environment names."""
+    monkeypatch.setenv("SPATIALSCORE_TARGET", fake.address)
+    monkeypatch.setenv("SPATIALSCORE_TIMEOUT", "10")
+    return fake
+
+
+def checkout(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no checkout")
+    return Path(os.environ[variable])
+
+
+def tensors(count: int) -> Any:
+    torch = pytest.importorskip("torch")
+    arrays = np.stack([np.frombuffer(picture(number), np.uint8).reshape(4, 4, 3) for number in range(count)])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
+
+
+def expected(count: int, prompts: list[str]) -> list[Any]:
+    return [
+        pytest.approx(number + len(prompt) / 1000, abs=1e-4)
+        for number, prompt in zip(range(count), prompts, strict=True)
+    ]
+
+
+PROMPTS = ["a", "bb", "ccc", "dddd"]
+
+
+def test_plain(served: Fake) -> None:
+    assert plain.reward()(PROMPTS, numbered(4)) == expected(4, PROMPTS)
+    assert plain.reward(served.address, timeout=5)("same", numbered(2)) == expected(2, ["same"] * 2)
+    served.bad_items = {2: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        plain.reward()(PROMPTS, numbered(4))
+
+
+# flow_grpo: yifan123/flow_grpo at ac4c86e8cae021841f1fde853d340e0db67690dd.
+
+
+def multi_score(device: Any, score_dict: dict[str, float], score_functions: dict[str, Any]) -> Any:
+    """What flow_grpo/rewards.py does with a factory and with its function, in its words."""
+    score_fns = {
+        name: score_functions[name](device)
+        if "device" in score_functions[name].__code__.co_varnames
+        else score_functions[name]()
+        for name in score_dict
+    }
+
+    def _fn(images: Any, prompts: Any, metadata: Any, only_strict: bool = True) -> Any:
+        total_scores: list[Any] = []
+        score_details = {}
+        for name, weight in score_dict.items():
+            scores, rewards = score_fns[name](images, prompts, metadata)
+            score_details[name] = scores
+            weighted = [weight * score for score in scores]
+            total_scores = (
+                weighted if not total_scores else [a + b for a, b in zip(total_scores, weighted, strict=True)]
+            )
+        score_details["avg"] = total_scores
+        return score_details, {}
+
+    return _fn
+
+
+def test_flow_grpo(served: Fake) -> None:
+    score = multi_score("cuda", {"spatialscore": 2.0}, {"spatialscore": flow_grpo.spatialscore})
+    batch = np.stack(numbered(4))
+    with ThreadPoolExecutor(8) as executor:
+        futures = [executor.submit(score, batch, PROMPTS, [{}] * 4, only_strict=True) for _ in range(32)]
+        for future in futures:
+            details, _ = future.result()
+            assert details["spatialscore"] == expected(4, PROMPTS)
+            assert details["avg"] == [2 * value for value in details["spatialscore"]]
+    served.bad_items = {3: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        score(batch, PROMPTS, {})
+
+
+def test_flow_grpo_takes_what_its_sampler_makes(served: Fake) -> None:
+    torch = pytest.importorskip("torch")
+    scores, details = flow_grpo.spatialscore(torch.device("cpu"))(tensors(4), tuple(PROMPTS), {})
+    assert scores == expected(4, PROMPTS) and details["stddev"] == [0.5] * 4
+    assert torch.as_tensor(scores).float().shape == (4,)
+
+
+def test_flow_grpo_itself(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own multi_score and its statistics, from a checkout in SPATIALSCORE_FLOW_GRPO."""
+    torch = pytest.importorskip("torch")
+    root = checkout("SPATIALSCORE_FLOW_GRPO")
+    source = (root / "flow_grpo/rewards.py").read_text()
+    # The one line that a user adds.
+    patched = source.replace('"geneval": geneval_score,', '"geneval": geneval_score, "spatialscore": spatialscore,')
+    assert patched != source
+    module = types.ModuleType("rewards")
+    exec(compile("from spatialscore_client.adapters.flow_grpo import spatialscore\n" + patched, "rewards", "exec"),
+         module.__dict__)  # fmt: skip
+    score = module.multi_score(torch.device("cpu"), {"spatialscore": 1.0, "jpeg_compressibility": 0.1})
+    with ThreadPoolExecutor(8) as executor:
+        details, _ = executor.submit(score, tensors(4), tuple(PROMPTS), [{}] * 4, only_strict=True).result()
+    assert details["spatialscore"] == expected(4, PROMPTS) and len(details["avg"]) == 4
+    monkeypatch.syspath_prepend(str(root))
+    tracker = importlib.import_module("flow_grpo.stat_tracking").PerPromptStatTracker(global_std=True)
+    advantages = tracker.update(["a"] * 4, np.array(details["spatialscore"]))
+    assert np.isfinite(advantages).all() and (np.diff(advantages) > 0).all()
+
+
+# Flow-Factory: X-GenGroup/Flow-Factory at a0b2bc5a2b4fbf9125429b3fb70c0c5d7631047c.
+
+
+class BaseRewardModel:
+    """What src/flow_factory/rewards/abc.py gives a reward model."""
+
+    def __init__(self, config: Any, accelerator: Any) -> None:
+        self.accelerator, self.config = accelerator, config
+
+
+class PointwiseRewardModel(BaseRewardModel):
+    """Its marker for rewards of single samples."""
+
+
+class GroupwiseRewardModel(BaseRewardModel):
+    """Its marker for rewards of groups."""
+
+
+class RewardModelOutput:
+    """Its output."""
+
+    def __init__(self, rewards: Any, extra_info: Any = None) -> None:
+        self.rewards, self.extra_info = rewards, extra_info
+
+
+@pytest.fixture
+def played_flow_factory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    rewards = types.ModuleType("flow_factory.rewards")
+    for kind in (PointwiseRewardModel, GroupwiseRewardModel, RewardModelOutput):
+        setattr(rewards, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "flow_factory", types.ModuleType("flow_factory"))
+    monkeypatch.setitem(sys.modules, "flow_factory.rewards", rewards)
+    name = "spatialscore_client.adapters.flow_factory"
+    yield importlib.import_module(name)
+    sys.modules.pop(name)
+
+
+def test_flow_factory_groups(fake: Fake, played_flow_factory: Any) -> None:
+    config = types.SimpleNamespace(extra_kwargs={"target": fake.address, "timeout": 10})
+    model = played_flow_factory.SpatialScoreGroupReward(config=config, accelerator=None)
+    output = model(prompt=["p"] * 3, image=numbered(3))
+    # With a standard deviation of a half, neighbours lie 1.41 deviations of their difference apart.
+    assert output.rewards == [pytest.approx(x, abs=1e-3) for x in (0.04, 0.5, 0.96)]
+    assert output.extra_info["mean"] == expected(3, ["p"] * 3)
+
+
+def test_flow_factory_points(fake: Fake, played_flow_factory: Any) -> None:
+    pytest.importorskip("torch")
+    config = types.SimpleNamespace(extra_kwargs={"target": fake.address, "timeout": 10})
+    output = played_flow_factory.SpatialScoreReward(config=config, accelerator=None)(prompt=PROMPTS, image=tensors(4))
+    assert output.rewards.tolist() == expected(4, PROMPTS)
+
+
+def test_flow_factory_itself(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own YAML, loader, base classes, samples and processor, from a checkout in SPATIALSCORE_FLOW_FACTORY."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(checkout("SPATIALSCORE_FLOW_FACTORY") / "src"))
+    from accelerate import Accelerator
+    from flow_factory.hparams import MultiRewardArguments
+    from flow_factory.rewards import MultiRewardLoader, RewardProcessor
+    from flow_factory.samples import T2ISample
+
+    here = "spatialscore_client.adapters.flow_factory"
+    common = {"target": fake.address, "timeout": 10, "device": "cpu", "batch_size": 3}
+    arguments = MultiRewardArguments.from_dict(
+        [
+            {"name": "point", "reward_model": f"{here}.SpatialScoreReward", **common},
+            {"name": "group", "reward_model": f"{here}.SpatialScoreGroupReward", **common},
+        ]
+    )
+    accelerator = Accelerator(cpu=True)
+    loader = MultiRewardLoader(reward_args=arguments, accelerator=accelerator).load()
+    processor = RewardProcessor(
+        accelerator, loader.get_training_reward_models(), loader.get_reward_configs("train"),
+        group_on_same_rank=True, verbose=False,
+    )  # fmt: skip
+    samples = [T2ISample(image=image, prompt="same", _unique_id=7) for image in tensors(4)]
+    rewards = processor.compute_rewards(samples)
+    assert rewards["point"].tolist() == expected(4, ["same"] * 4)
+    assert rewards["group"].argsort().tolist() == [0, 1, 2, 3] and torch.isfinite(rewards["group"]).all()
+    fake.bad_items = {3: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        processor.compute_rewards(samples)
+
+
+# UniRL: `unirl` 0.2.0 of PyPI, and Tencent-Hunyuan/UniRL at 1a7b501e8fe8517b432a130220d2ff462f9b5afa by a checkout.
+
+
+def test_unirl_itself(fake: Fake) -> None:
+    """Its own types, base class and service, by the `_target_` of a recipe."""
+    pytest.importorskip("unirl", reason="unirl is not installed")
+    hydra = pytest.importorskip("hydra.utils")
+    from unirl.reward.base import RewardBackend
+    from unirl.types.primitives import Image, Images, Texts
+    from unirl.types.reward import RewardRequest
+
+    service = hydra.instantiate(
+        {
+            "_target_": "unirl.reward.service.RewardService",
+            "backend": {
+                "_target_": "spatialscore_client.adapters.unirl.SpatialScoreBackend",
+                "target": [fake.address],
+                "timeout": 10.0,
+            },
+        }
+    )
+    assert isinstance(service.backend, RewardBackend)
+    assert service.preferred_input_kind == "image" and service.is_available()
+    texts, images = Texts(texts=list(PROMPTS)), Images.from_list([Image(pixels=each) for each in tensors(4)])
+    known = RewardRequest.__dataclass_fields__
+    prompts = {"generation_prompt": texts} if "generation_prompt" in known else {"primitives": {"text": texts}}
+    request = RewardRequest(generated={"image": images}, **prompts)
+    response = service.compute_rewards(request)
+    assert response.rewards == expected(4, PROMPTS)
+    assert response.component_rewards == {"spatialscore": response.rewards, "spatialscore_stddev": [0.5] * 4}
+    assert response.successes == [True] * 4 and response.errors == [None] * 4 and response.batch_size == 4
+    fake.bad_items = {1: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError, match="item 1"):
+        service.compute_rewards(request)
+    service.dispose()
+    fake.stop()
+    assert not service.is_available()
+
+
+# TRL 1.16.
+
+
+def test_trl(fake: Fake) -> None:
+    """As GRPOTrainer._calculate_rewards calls it."""
+    client = sc.SpatialScoreClient(fake.address, timeout=10)
+    columns = {"image": numbered(4), "caption": ["x" * 9] * 4, "trainer_state": object(), "log_metric": print}
+    calls = {"prompts": PROMPTS, "completions": ["c"] * 4, "completion_ids": [[1], [2], [3], [4]]}
+    assert trl.reward(client)(**calls, **columns) == expected(4, PROMPTS)
+    assert trl.reward(client, prompt="caption")(**calls, **columns) == expected(4, ["x" * 9] * 4)
+
+    def draw(prompt: str, completion: str, row: dict[str, Any]) -> Any:
+        return numbered(10)[int(completion)]
+
+    chat = {
+        "prompts": [[{"role": "system", "content": "no"}, {"role": "user", "content": prompt}] for prompt in PROMPTS],
+        "completions": [[{"role": "assistant", "content": str(number)}] for number in range(4)],
+    }
+    assert trl.reward(client, image=draw)(**chat) == expected(4, PROMPTS)
+    parts = [{"type": "image"}, {"type": "text", "text": "bb"}]
+    assert trl.reward(client, image=draw)([[{"role": "user", "content": parts}]], ["1"]) == [pytest.approx(1.002)]
+
+    async def draw_slowly(prompt: str, completion: str, row: dict[str, Any]) -> Any:
+        return draw(prompt, completion, row)
+
+    async def both() -> Any:
+        async with sc.AsyncSpatialScoreClient(fake.address, timeout=10) as client:
+            first = trl.async_reward(client, image=draw_slowly)(**chat)
+            return await asyncio.gather(first, trl.async_reward(client, image=draw)(**chat))
+
+    assert asyncio.run(both()) == [expected(4, PROMPTS)] * 2
+    fake.bad_items = {0: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        trl.reward(client)(**calls, **columns)
+    client.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
+    """A step of GRPOTrainer with a tiny model of random weights: its reward path gives the policy our scores."""
+    pytest.importorskip("trl", reason="trl is not installed")
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "a", "cup", "left", "of", "book"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+        pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    drawn: list[int] = []
+
+    def draw(prompt: str, completion: str, row: dict[str, Any]) -> Any:
+        drawn.append(len(drawn))
+        return numbered(100)[drawn[-1] + row["offset"]]
+
+    client = (sc.AsyncSpatialScoreClient if asynchronous else sc.SpatialScoreClient)(fake.address, timeout=20)
+    trainer = GRPOTrainer(
+        model=Qwen2ForCausalLM(config),
+        reward_funcs=(trl.async_reward if asynchronous else trl.reward)(client, image=draw),
+        args=GRPOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=4,
+            max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no",
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["a cup left of a book"] * 4, "offset": [10] * 4}),
+        processing_class=tokens,
+    )  # fmt: skip
+    trainer.train()
+    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    mean = np.mean([10, 11, 12, 13]) + len("a cup left of a book") / 1000
+    assert len(drawn) == 4 and logged["reward"] == pytest.approx(mean, abs=1e-3)
+    name = "spatialscore_async" if asynchronous else "spatialscore"
+    assert logged[f"rewards/{name}/mean"] == pytest.approx(mean, abs=1e-3)
+    fake.bad_items = {14: "INTERNAL"}
+    with pytest.raises(sc.ItemsFailedError):
+        trainer.train()
