@@ -1,5 +1,6 @@
 //! The command line: thin, for whatever it does stands in a module of its own.
 
+mod bench;
 mod inspect;
 mod manifest;
 mod report;
@@ -37,6 +38,7 @@ enum Command {
     Serve(serve::Arguments),
     Score(score::Arguments),
     Inspect(inspect::Arguments),
+    Bench(bench::Arguments),
 }
 
 impl Cli {
@@ -46,6 +48,7 @@ impl Cli {
             Command::Serve(arguments) => serve::run(arguments),
             Command::Score(arguments) => score::run(arguments),
             Command::Inspect(arguments) => inspect::run(arguments),
+            Command::Bench(arguments) => bench::run(arguments),
         }
     }
 }

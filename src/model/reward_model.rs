@@ -3,8 +3,10 @@
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, RewardConfig, Weights};
-use super::qwen2_5_vl::{Config, Probe, Qwen25Vl, canonical_name};
+use super::checkpoint::{
+    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
+};
+use super::qwen2_5_vl::{Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
@@ -46,6 +48,29 @@ impl Blueprint {
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
     }
+
+    /// A model of this shape with random weights and one linear layer for a head.
+    ///
+    /// # Errors
+    /// The shape that this program carries is wrong.
+    pub fn random(shape: Shape, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
+        let (config, vocabulary) =
+            shape.config().map_err(|reason| CheckpointError::invalid("random weights", reason))?;
+        let reward = RewardConfig {
+            instruction: "{prompt}".into(),
+            reward_token: RewardToken::Last,
+            special_token: None,
+            positions: Positions::Mrope,
+            min_pixels: None,
+            max_pixels: None,
+            output: Output::Gaussian,
+            notice: None,
+        };
+        let mut tensors = config.tensors(vocabulary);
+        tensors.push(("rm_head.weight".into(), vec![2, config.text.hidden_size]));
+        let weights = Weights::random(tensors, device, kind);
+        Ok(Self { config, reward, weights, faults: Vec::new() })
+    }
 }
 
 impl RewardModel {
@@ -59,8 +84,16 @@ impl RewardModel {
         device: Device,
         kind: Kind,
     ) -> Result<Self, CheckpointError> {
+        Self::build(Blueprint::open(files, device, kind)?, normalisation)
+    }
+
+    /// Loads what a blueprint describes.
+    ///
+    /// # Errors
+    /// As [`RewardModel::load`].
+    pub fn build(blueprint: Blueprint, normalisation: Normalisation) -> Result<Self, CheckpointError> {
         let _no_grad = no_grad_guard();
-        let Blueprint { config, reward, mut weights, faults } = Blueprint::open(files, device, kind)?;
+        let Blueprint { config, reward, mut weights, faults } = blueprint;
         if !faults.is_empty() {
             return Err(CheckpointError::Tensors(faults));
         }
