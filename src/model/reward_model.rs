@@ -6,7 +6,8 @@ use tch::{Device, Kind, Tensor, no_grad_guard};
 use super::checkpoint::{
     CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
 };
-use super::qwen2_5_vl::{Config, Probe, Qwen25Vl, Shape, canonical_name};
+use super::lanes::Lanes;
+use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
@@ -15,6 +16,8 @@ use super::{ModelError, Normalisation, Sample, Score, Scorer};
 pub struct RewardModel {
     backbone: Qwen25Vl,
     head: RewardHead,
+    /// On the CPU.
+    lanes: Option<Lanes>,
 }
 
 /// What a checkpoint says of itself, its weights opened but not read.
@@ -99,8 +102,12 @@ impl RewardModel {
         }
         let backbone = Qwen25Vl::load(&mut weights, config, reward.positions, normalisation)?;
         let head = RewardHead::load(&mut weights, reward.output)?;
+        let lanes = match backbone.device() {
+            Device::Cpu => Some(Lanes::new().map_err(|e| CheckpointError::io("a thread", e))?),
+            _ => None,
+        };
         match weights.untaken().first() {
-            None => Ok(Self { backbone, head }),
+            None => Ok(Self { backbone, head, lanes }),
             Some(name) => {
                 Err(CheckpointError::invalid("model.safetensors", format!("{name} was never read")))
             }
@@ -121,10 +128,30 @@ impl RewardModel {
     }
 }
 
+impl RewardModel {
+    /// Lays out a batch and begins to copy it to the device: the whole of it, or in parts that run side by side.
+    fn stage(&self, samples: &[&Sample]) -> Result<Vec<Batch>, ModelError> {
+        let parts = if self.lanes.is_some() { Lanes::split(samples) } else { vec![samples] };
+        parts.into_iter().map(|part| self.backbone.stage(part)).collect()
+    }
+
+    /// The head's columns, `[samples, columns]`, which the device may still compute.
+    fn run(&self, parts: Vec<Batch>) -> Tensor {
+        let columns = |model: &Self, part: Batch| {
+            let _no_grad = no_grad_guard();
+            model.head.forward(&model.backbone.run(&part, &mut Probe::default()))
+        };
+        let columns = match &self.lanes {
+            Some(lanes) => lanes.run(self, parts, columns),
+            None => parts.into_iter().map(|part| columns(self, part)).collect(),
+        };
+        Tensor::cat(&columns, 0)
+    }
+}
+
 impl Scorer for RewardModel {
     fn score(&mut self, samples: &[&Sample]) -> Result<Vec<Score>, ModelError> {
         let _no_grad = no_grad_guard();
-        let hidden = self.backbone.forward(samples, &mut Probe::default())?;
-        Ok(self.head.scores(&self.head.forward(&hidden))?)
+        Ok(self.head.scores(&self.run(self.stage(samples)?))?)
     }
 }

@@ -11,7 +11,7 @@ mod shapes;
 mod text;
 mod vision;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 pub use config::{Config, TextConfig, VisionConfig};
 pub use flops::forward_flops;
@@ -28,6 +28,13 @@ pub struct Qwen25Vl {
     positions: Positions,
     vision: vision::VisionTower,
     decoder: text::Decoder,
+}
+
+/// Samples as the towers read them.
+#[derive(Debug)]
+pub struct Batch {
+    pictures: batch::VisionBatch,
+    texts: batch::TextBatch,
 }
 
 /// The name under which the model asks for a tensor that has this key on disk, or `None` for what it never needs.
@@ -70,7 +77,15 @@ impl Qwen25Vl {
     /// # Errors
     /// A sample does not fit the model.
     pub fn forward(&self, samples: &[&Sample], probe: &mut Probe) -> Result<Tensor, ModelError> {
-        let device = self.decoder.device();
+        Ok(self.run(&self.stage(samples)?, probe))
+    }
+
+    /// Lays out a batch and begins to copy it to the device.
+    ///
+    /// # Errors
+    /// A sample does not fit the model.
+    pub fn stage(&self, samples: &[&Sample]) -> Result<Batch, ModelError> {
+        let device = self.device();
         let pictures = batch::vision_batch(&self.config, samples, device);
         let texts = batch::text_batch(
             &self.config,
@@ -80,7 +95,17 @@ impl Qwen25Vl {
             &pictures.natural,
             device,
         )?;
-        let visual = self.vision.forward(&pictures, probe);
-        Ok(self.decoder.forward(&texts, &visual, probe))
+        Ok(Batch { pictures, texts })
+    }
+
+    /// The forward pass of a batch, as [`Qwen25Vl::forward`] gives it.
+    pub fn run(&self, batch: &Batch, probe: &mut Probe) -> Tensor {
+        let visual = self.vision.forward(&batch.pictures, probe);
+        self.decoder.forward(&batch.texts, &visual, probe)
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.decoder.device()
     }
 }
