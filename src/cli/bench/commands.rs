@@ -8,7 +8,7 @@
 //! | `{"load": [{"prompt": …, "image": PATH}, …]}` | reads items, in place of those before, and prepares them | `{"tokens": [N, …]}` |
 //! | `{"forward": [0, 2, …]}` | one forward over these items | `{"seconds": S, "means": [M, …]}` |
 //! | `{"process": [0, …]}` | checks and prepares these items, one after another | `{"seconds": S}` |
-//! | `{"score": [0, …]}` | both, in one | `{"seconds": S, "means": [M, …]}` |
+//! | `{"score": [0, …]}` | both, the items prepared side by side | `{"seconds": S, "means": [M, …]}` |
 //!
 //! An item with `width` and `height` is a file of raw RGB.
 
@@ -16,6 +16,7 @@ use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Subject;
@@ -101,7 +102,10 @@ pub(super) fn run(mut subject: Subject, input: impl BufRead, output: &mut impl W
             }
             Command::Score(places) => {
                 let sources = pick(&loaded.sources, &places)?;
-                let (prepared, samples) = process(&processor, &sources)?;
+                let start = Instant::now();
+                let prepared: Result<Vec<_>, _> =
+                    sources.par_iter().map(|source| prepare(&processor, source)).collect();
+                let (prepared, samples) = (start.elapsed().as_secs_f64(), prepared?);
                 let (computed, scores) = subject.forward(&samples.iter().collect::<Vec<_>>())?;
                 timed(prepared + computed, Some(&scores))
             }
@@ -140,12 +144,14 @@ fn load(processor: &Processor, items: Vec<Item>) -> Result<Loaded, String> {
     Ok(Loaded { sources, samples })
 }
 
+/// Prepares items one after another; the seconds that it took, and what came of it.
 fn process(processor: &Processor, sources: &[&(String, Picture)]) -> Result<(f64, Vec<Sample>), String> {
     let start = Instant::now();
-    let prepare = |(prompt, picture): &(String, Picture)| {
-        processor.admit(prompt, picture.clone()).and_then(|draft| processor.prepare(draft))
-    };
-    let samples: Result<Vec<_>, _> = sources.iter().map(|source| prepare(source)).collect();
-    let seconds = start.elapsed().as_secs_f64();
-    Ok((seconds, samples.map_err(|e| e.to_string())?))
+    let samples: Result<Vec<_>, _> = sources.iter().map(|source| prepare(processor, source)).collect();
+    Ok((start.elapsed().as_secs_f64(), samples?))
+}
+
+fn prepare(processor: &Processor, (prompt, picture): &(String, Picture)) -> Result<Sample, String> {
+    let sample = processor.admit(prompt, picture.clone()).and_then(|draft| processor.prepare(draft));
+    sample.map_err(|e| e.to_string())
 }
