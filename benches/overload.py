@@ -1,9 +1,9 @@
 """Ten times more than the server can do: what still gets through, how fast the rest is refused, and what it costs.
 
-    overload.py [--seconds 60] [--times 10] [--threads N]
+    overload.py [--seconds 60] [--times 10] [--queue 256] [--threads N]
 
-Capacity is what 64 callers get who wait for each answer. The queue is set to hold about two seconds of work. Memory must
-be as flat at the end as when the queue had filled up for the first time.
+Capacity is what 64 callers get who wait for each answer, measured before and after. The queue holds `--queue` items: some
+seconds of work. Memory must be as flat at the end as when the queue had filled up for the first time.
 """
 
 import argparse
@@ -19,11 +19,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--queue", type=int, default=256)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     files, text = pictures(OUT / "pictures", 8, (256, 256)), prompts(1)[0]
-    settings = ("--threads", arguments.threads, "--set", "queue.max_items=256")
-    with ours(MINI, OUT, *settings) as (server, address, _):
+    # The most that a request may hold cannot be more than the queue.
+    named = ("queue.max_items", "limits.max_items_per_request")
+    settings = [part for name in named for part in ("--set", f"{name}={arguments.queue}")]
+    with ours(MINI, OUT, "--threads", arguments.threads, *settings) as (server, address, _):
         target = ("--grpc", f"http://{address}")
         load(target, files, text, 2, "--callers", 64)
         before = rate(load(target, files, text, min(15, arguments.seconds), "--callers", 64))

@@ -103,5 +103,5 @@ def fastapi(checkpoint, out, *flags):
 def metric(url, name):
     """The sum of a metric's lines."""
     page = urllib.request.urlopen(url).read().decode()
-    lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if line and line[0] != "#")
     return sum(float(value) for key, value in lines if key == name or key.startswith(name + "{"))
