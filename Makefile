@@ -8,8 +8,8 @@ PYTHON ?= python3
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity fixtures train-mini test-training eval report \
-    client-stubs client-test client-frameworks clean
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device fixtures train-mini \
+    test-training eval report client-stubs client-test client-frameworks clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -82,6 +82,16 @@ fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS
 
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
 	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))
+
+.venv/bench/installed: scripts/python_env.py benches/requirements.txt tests/reference/requirements.txt
+	$(PYTHON) $< $(@D) benches/requirements.txt
+	@touch $@
+
+bench: build .venv/bench/installed ## Measure speed on this machine against transformers and FastAPI, in one table
+	.venv/bench/bin/python benches/run.py $(BENCH)
+
+bench-device: build .venv/bench/installed ## The same on a GPU, for the 7B shape with random weights (DEVICE=cuda:0)
+	.venv/bench/bin/python benches/transformers_gpu.py --device $(or $(DEVICE),cuda:0)
 
 fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures

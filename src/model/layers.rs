@@ -38,6 +38,23 @@ impl Linear {
         x.linear(&self.weight, self.bias.as_ref())
     }
 
+    /// `x` plus the layer's output for `y`, in the memory of `x`.
+    pub fn add_to(&self, mut x: Tensor, y: &Tensor) -> Tensor {
+        x += self.forward(y);
+        x
+    }
+
+    /// The layer with the outputs of its first `heads` heads of `width` numbers reordered for [`rotate`]: the numbers
+    /// i and i + width/2, which turn together, side by side. Products of queries and keys stay what they are.
+    pub fn with_pairs_together(self, heads: i64, width: i64) -> Self {
+        let reorder = |t: Tensor| {
+            let turned = t.narrow(0, 0, heads * width).unflatten(0, [heads, 2, width / 2]);
+            let rest = t.narrow(0, heads * width, t.size()[0] - heads * width);
+            Tensor::cat(&[turned.transpose(1, 2).flatten(0, 2), rest], 0)
+        };
+        Self { weight: reorder(self.weight), bias: self.bias.map(reorder) }
+    }
+
     /// The layer that gives only `count` of the outputs, from `start` on. Shares its weights.
     pub fn narrow(&self, start: i64, count: i64) -> Self {
         let narrow = |t: &Tensor| t.narrow(0, start, count);
@@ -58,11 +75,18 @@ impl RmsNorm {
         Ok(Self { weight: weights.take(&format!("{name}.weight"))?, eps })
     }
 
-    /// Normalises the last axis in fp32 and multiplies after casting back, as the reference does.
+    /// Normalises the last axis in fp32 and multiplies by the weight, as the reference does.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if x.device().is_cuda() {
+            // One kernel in place of seven.
+            return x.rms_norm(self.weight.size(), Some(&self.weight), self.eps);
+        }
         let wide = x.to_kind(Kind::Float);
-        let variance = wide.square().mean_dim(-1, true, Kind::Float);
-        (wide * (variance + self.eps).rsqrt()).to_kind(x.kind()) * &self.weight
+        let mut scale = wide.square().mean_dim(-1, true, Kind::Float);
+        scale += self.eps;
+        let mut normed = (wide * scale.rsqrt_()).to_kind(x.kind());
+        normed *= &self.weight;
+        normed
     }
 }
 
@@ -83,18 +107,54 @@ impl GatedMlp {
         })
     }
 
-    /// `[rows, width]` to `[rows, width]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let both = self.gate_up.forward(x);
-        let [gate, up] = [0, 1].map(|half| both.narrow(-1, half * both.size()[1] / 2, both.size()[1] / 2));
-        self.down.forward(&(gate.silu() * up))
+    /// `x` plus the MLP's output for `y`, in the memory of `x`; all are `[rows, width]`.
+    pub fn add_to(&self, x: Tensor, y: &Tensor) -> Tensor {
+        let both = self.gate_up.forward(y);
+        let half = both.size()[1] / 2;
+        let mut inner = both.narrow(-1, 0, half).silu();
+        inner *= both.narrow(-1, half, half);
+        self.down.add_to(x, &inner)
     }
 }
 
-/// Rotates the pairs (i, i + width/2) of the last axis: the reference's `rotate_half` form. `cos` and `sin` are
-/// `[rows, 1, width]`.
-pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let half = x.size().last().copied().unwrap_or_default() / 2;
-    let [first, second] = [0, half].map(|start| x.narrow(-1, start, half));
-    x * cos + Tensor::cat(&[second.neg(), first], -1) * sin
+/// Turns the pairs of neighbouring numbers (2i, 2i + 1) of `[rows, heads, width]` by the angles behind `turns`, which
+/// [`turns`] makes: the reference's `rotate_half` form, once [`Linear::with_pairs_together`] has brought the pairs
+/// together. In fp32, whatever the number format.
+pub fn rotate(x: &Tensor, turns: &Tensor) -> Tensor {
+    let pairs = x.to_kind(Kind::Float).unflatten(-1, [-1, 2]).view_as_complex();
+    (pairs * turns).view_as_real().flatten(-2, -1).to_kind(x.kind())
+}
+
+/// What [`rotate`] multiplies by, `[rows, 1, pairs]`, of angles `[rows, pairs]`: turning is a complex product.
+pub fn turns(angles: &Tensor) -> Tensor {
+    Tensor::complex(&angles.cos(), &angles.sin()).unsqueeze(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::{Linear, rotate, turns};
+
+    /// The reference's own form, on the order of numbers that the checkpoint has.
+    #[test]
+    fn turning_neighbours_is_turning_halves() {
+        let (rows, heads, width) = (5, 3, 8);
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(Kind::Float);
+        let (x, angles) = (randn(&[rows, 7]), randn(&[rows, width / 2]));
+        let layer =
+            Linear { weight: randn(&[(heads + 1) * width, 7]), bias: Some(randn(&[(heads + 1) * width])) };
+        let plain = layer.forward(&x).unflatten(1, [heads + 1, width]);
+        let halves = plain.narrow(1, 0, heads).unflatten(-1, [2, width / 2]);
+        let [first, second] = [0, 1].map(|half| halves.select(2, half));
+        let [cos, sin] = [angles.cos(), angles.sin()].map(|t| t.unsqueeze(1));
+        let reference =
+            Tensor::stack(&[&first * &cos - &second * &sin, second * cos + first * sin], -1).flatten(-2, -1);
+
+        let ours = layer.with_pairs_together(heads, width).forward(&x).unflatten(1, [heads + 1, width]);
+        let turned = rotate(&ours.narrow(1, 0, heads), &turns(&angles));
+        assert!(turned.allclose(&reference, 1e-5, 1e-5, false));
+        // What is not turned keeps its order.
+        assert!(ours.select(1, heads).allclose(&plain.select(1, heads), 1e-6, 1e-6, false));
+    }
 }

@@ -5,6 +5,7 @@
 //! fail panic, and whoever calls a [`Scorer`] catches that.
 
 pub mod checkpoint;
+mod lanes;
 mod layers;
 pub mod qwen2_5_vl;
 mod reward_head;

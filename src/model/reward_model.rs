@@ -3,8 +3,11 @@
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
-use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, RewardConfig, Weights};
-use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, canonical_name};
+use super::checkpoint::{
+    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
+};
+use super::lanes::Lanes;
+use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
@@ -13,6 +16,8 @@ use super::{ModelError, Normalisation, Sample, Score, Scorer};
 pub struct RewardModel {
     backbone: Qwen25Vl,
     head: RewardHead,
+    /// On the CPU.
+    lanes: Option<Lanes>,
 }
 
 /// What a checkpoint says of itself, its weights opened but not read.
@@ -46,6 +51,29 @@ impl Blueprint {
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
     }
+
+    /// A model of this shape with random weights and one linear layer for a head.
+    ///
+    /// # Errors
+    /// The shape that this program carries is wrong.
+    pub fn random(shape: Shape, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
+        let (config, vocabulary) =
+            shape.config().map_err(|reason| CheckpointError::invalid("random weights", reason))?;
+        let reward = RewardConfig {
+            instruction: "{prompt}".into(),
+            reward_token: RewardToken::Last,
+            special_token: None,
+            positions: Positions::Mrope,
+            min_pixels: None,
+            max_pixels: None,
+            output: Output::Gaussian,
+            notice: None,
+        };
+        let mut tensors = config.tensors(vocabulary);
+        tensors.push(("rm_head.weight".into(), vec![2, config.text.hidden_size]));
+        let weights = Weights::random(tensors, device, kind);
+        Ok(Self { config, reward, weights, faults: Vec::new() })
+    }
 }
 
 impl RewardModel {
@@ -59,15 +87,27 @@ impl RewardModel {
         device: Device,
         kind: Kind,
     ) -> Result<Self, CheckpointError> {
+        Self::build(Blueprint::open(files, device, kind)?, normalisation)
+    }
+
+    /// Loads what a blueprint describes.
+    ///
+    /// # Errors
+    /// As [`RewardModel::load`].
+    pub fn build(blueprint: Blueprint, normalisation: Normalisation) -> Result<Self, CheckpointError> {
         let _no_grad = no_grad_guard();
-        let Blueprint { config, reward, mut weights, faults } = Blueprint::open(files, device, kind)?;
+        let Blueprint { config, reward, mut weights, faults } = blueprint;
         if !faults.is_empty() {
             return Err(CheckpointError::Tensors(faults));
         }
         let backbone = Qwen25Vl::load(&mut weights, config, reward.positions, normalisation)?;
         let head = RewardHead::load(&mut weights, reward.output)?;
+        let lanes = match backbone.device() {
+            Device::Cpu => Some(Lanes::new().map_err(|e| CheckpointError::io("a thread", e))?),
+            _ => None,
+        };
         match weights.untaken().first() {
-            None => Ok(Self { backbone, head }),
+            None => Ok(Self { backbone, head, lanes }),
             Some(name) => {
                 Err(CheckpointError::invalid("model.safetensors", format!("{name} was never read")))
             }
@@ -92,19 +132,33 @@ impl RewardModel {
 #[derive(Debug)]
 pub struct Running(Tensor);
 
+impl RewardModel {
+    fn run(&self, parts: Vec<Batch>) -> Tensor {
+        let columns = |model: &Self, part: Batch| {
+            let _no_grad = no_grad_guard();
+            model.head.forward(&model.backbone.run(&part, &mut Probe::default()))
+        };
+        let columns = match &self.lanes {
+            Some(lanes) => lanes.run(self, parts, columns),
+            None => parts.into_iter().map(|part| columns(self, part)).collect(),
+        };
+        Tensor::cat(&columns, 0)
+    }
+}
+
 impl Scorer for RewardModel {
-    type Staged = Batch;
+    type Staged = Vec<Batch>;
     type Running = Running;
 
-    fn stage(&mut self, samples: &[&Sample]) -> Result<Batch, ModelError> {
+    fn stage(&mut self, samples: &[&Sample]) -> Result<Vec<Batch>, ModelError> {
         let _no_grad = no_grad_guard();
-        self.backbone.stage(samples)
+        // The whole of it, or in parts that run side by side.
+        let parts = if self.lanes.is_some() { Lanes::split(samples) } else { vec![samples] };
+        parts.into_iter().map(|part| self.backbone.stage(part)).collect()
     }
 
-    fn launch(&mut self, batch: Batch) -> Result<Running, ModelError> {
-        let _no_grad = no_grad_guard();
-        let hidden = self.backbone.run(&batch, &mut Probe::default());
-        Ok(Running(self.head.forward(&hidden)))
+    fn launch(&mut self, parts: Vec<Batch>) -> Result<Running, ModelError> {
+        Ok(Running(self.run(parts)))
     }
 
     fn collect(&mut self, Running(columns): Running) -> Result<Vec<Score>, ModelError> {

@@ -44,6 +44,8 @@ struct Entry {
 enum Bytes {
     File(Arc<File>),
     Static(&'static [u8]),
+    /// Nowhere: values are drawn where they are needed.
+    Random,
 }
 
 /// What is wrong with one tensor.
@@ -122,6 +124,16 @@ impl Inventory {
             ));
         }
         Ok(inventory)
+    }
+
+    /// Tensors that are on no disk: norms of ones, and elsewhere random values, as wide as keeps a layer's output as
+    /// wide as its input.
+    pub(super) fn random(tensors: Vec<(String, Vec<i64>)>) -> Self {
+        let entry = |(name, shape): (String, Vec<i64>)| {
+            let (file, kind) = ("random weights".to_owned(), Kind::Float);
+            (name.clone(), Entry { file, key: name, bytes: Bytes::Random, offset: 0, shape, kind })
+        };
+        Self { tensors: tensors.into_iter().map(entry).collect(), skipped: Vec::new() }
     }
 
     /// Adds the tensors of one file.
@@ -226,6 +238,10 @@ impl Inventory {
                 problem: Problem::Missing { shape: target.size() },
             }])
         })?;
+        if matches!(entry.bytes, Bytes::Random) {
+            entry.draw_into(target);
+            return Ok(());
+        }
         let flat = target.view([-1]);
         let mut finite = true;
         entry.chunks(|chunk, start| {
@@ -266,6 +282,17 @@ impl Entry {
         Fault { file: self.file.clone(), key: self.key.clone(), problem }
     }
 
+    fn draw_into(&self, target: &Tensor) {
+        let mut target = target.shallow_clone();
+        let _ = match self.shape.split_first() {
+            Some((_, inputs @ [_, ..])) => {
+                target.normal_(0.0, (inputs.iter().product::<i64>() as f64).sqrt().recip())
+            }
+            _ if self.key.ends_with(".bias") => target.zero_(),
+            _ => target.fill_(1.0),
+        };
+    }
+
     /// Hands over the values in flat pieces, each with its place in the tensor.
     fn chunks(&self, mut take: impl FnMut(Tensor, i64)) -> Result<(), CheckpointError> {
         let size = self.kind.elt_size_in_bytes();
@@ -291,6 +318,7 @@ impl Bytes {
         match self {
             Self::File(file) => Ok(file.metadata()?.len()),
             Self::Static(data) => Ok(data.len() as u64),
+            Self::Random => Ok(0),
         }
     }
 
@@ -305,6 +333,7 @@ impl Bytes {
                 .ok()
                 .and_then(|start| data.get(start..start.checked_add(length)?))
                 .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
+            Self::Random => Err(std::io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }

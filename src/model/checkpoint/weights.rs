@@ -34,6 +34,12 @@ impl Weights {
         Ok(Self { inventory, adapter, taken: BTreeSet::new(), device, kind })
     }
 
+    /// Random weights of these names and shapes, made on the device: for measuring it without a checkpoint.
+    pub fn random(tensors: Vec<(String, Vec<i64>)>, device: Device, kind: Kind) -> Self {
+        let (inventory, adapter) = (Inventory::random(tensors), Adapter::default());
+        Self { inventory, adapter, taken: BTreeSet::new(), device, kind }
+    }
+
     /// What there is.
     pub fn inventory(&self) -> &Inventory {
         &self.inventory

@@ -4,14 +4,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::Config;
 use super::rope::{mrope_positions, vision_positions, windows};
-use super::segments::Segments;
+use super::segments::{Segments, permutation};
 use crate::model::checkpoint::Positions;
 use crate::model::layers::upload;
-use crate::model::{ModelError, Sample};
+use crate::model::{ModelError, Patches, Sample};
 
 /// The pictures of a batch, laid end to end.
 ///
-/// Patches lie window by window, since most blocks attend within windows.
+/// Patches lie window by window, since most blocks attend within windows, and windows of one size together.
 #[derive(Debug)]
 pub struct VisionBatch {
     /// `[patches, channels × patch × patch]`, bytes.
@@ -26,7 +26,7 @@ pub struct VisionBatch {
     pub natural: Vec<i64>,
 }
 
-/// The texts of a batch, laid end to end.
+/// The texts of a batch, laid end to end, the longest first.
 #[derive(Debug)]
 pub struct TextBatch {
     /// Token ids, `[tokens]`.
@@ -37,41 +37,78 @@ pub struct TextBatch {
     pub positions: Tensor,
     /// The tokens of each sample.
     pub samples: Segments,
+    /// Puts one row per sample into the order of the samples. `None` where they are in it.
+    given_order: Option<Tensor>,
+}
+
+impl TextBatch {
+    /// Puts one row per sample into the order in which the samples were given.
+    pub fn in_given_order(&self, rows: Tensor) -> Tensor {
+        match &self.given_order {
+            Some(order) => rows.index_select(0, order),
+            None => rows,
+        }
+    }
 }
 
 /// Lays out the pictures of a batch.
 pub fn vision_batch(config: &Config, samples: &[&Sample], device: Device) -> VisionBatch {
     let (merge, unit) = (config.vision.spatial_merge_size as usize, config.vision.merge_unit());
+    let size = config.vision.patch_bytes();
+    let pictures: Vec<Picture> = pictures(config, samples);
+    let mut all_windows: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (n, picture) in pictures.iter().enumerate() {
+        let (rows, columns) = (picture.image.rows / merge, picture.image.columns / merge);
+        // Without a block that attends within windows, the whole picture is one.
+        let side =
+            if config.vision.has_windows() { config.vision.window_tokens() } else { rows.max(columns) };
+        all_windows.extend(windows(rows, columns, side).into_iter().map(|window| (n, window)));
+    }
+    all_windows.sort_by_key(|(_, window)| std::cmp::Reverse(window.len()));
+
     let (mut natural, mut positions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut window_rows, mut picture_rows) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    for image in samples.iter().map(|s| &s.image) {
-        let places = vision_positions(image.rows, image.columns, merge);
-        let size = config.vision.patch_bytes();
+    let (mut window_rows, mut picture_rows) = (Vec::new(), vec![Vec::new(); pictures.len()]);
+    for (n, window) in all_windows {
+        let Picture { image, places, first } = &pictures[n];
         let start = natural.len() as i64;
-        for window in windows(image.rows / merge, image.columns / merge, config.vision.window_tokens()) {
-            let row = natural.len() as i64;
-            for patch in window.into_iter().flat_map(|token| token * unit..(token + 1) * unit) {
-                natural.push((first + patch) as i64);
-                positions.extend(places[patch]);
-                pixels.extend_from_slice(&image.pixels[patch * size..(patch + 1) * size]);
-            }
-            window_rows.push((row..natural.len() as i64).collect());
+        for patch in window.into_iter().flat_map(|token| token * unit..(token + 1) * unit) {
+            natural.push((first + patch) as i64);
+            positions.extend(places[patch]);
+            pixels.extend_from_slice(&image.pixels[patch * size..(patch + 1) * size]);
         }
-        picture_rows.push((start..natural.len() as i64).collect());
-        first += places.len();
+        let rows = start..natural.len() as i64;
+        picture_rows[n].extend(rows.clone());
+        window_rows.push(rows.collect());
     }
     let patches = natural.len() as i64;
     VisionBatch {
-        pixels: upload(
-            &Tensor::from_data_size(&pixels, &[patches, config.vision.patch_bytes() as i64], Kind::Uint8),
-            device,
-        ),
+        pixels: upload(&Tensor::from_data_size(&pixels, &[patches, size as i64], Kind::Uint8), device),
         positions: upload(&Tensor::from_slice(&positions).view([patches, 2]), device),
         windows: Segments::new(&window_rows, device),
         pictures: Segments::new(&picture_rows, device),
         natural,
     }
+}
+
+/// A picture of a batch.
+struct Picture<'a> {
+    image: &'a Patches,
+    /// Row and column of each patch.
+    places: Vec<[i64; 2]>,
+    /// The patches of the pictures before it.
+    first: usize,
+}
+
+fn pictures<'a>(config: &Config, samples: &[&'a Sample]) -> Vec<Picture<'a>> {
+    let merge = config.vision.spatial_merge_size as usize;
+    let mut patches = 0;
+    let picture = |image: &'a Patches| {
+        let places = vision_positions(image.rows, image.columns, merge);
+        let first = patches;
+        patches += places.len();
+        Picture { image, places, first }
+    };
+    samples.iter().map(|sample| &sample.image).map(picture).collect()
 }
 
 /// Lays out the texts of a batch.
@@ -86,37 +123,29 @@ pub fn text_batch(
     natural: &[i64],
     device: Device,
 ) -> Result<TextBatch, ModelError> {
-    let (merge, unit) = (config.vision.spatial_merge_size as usize, config.vision.merge_unit() as i64);
+    let unit = config.vision.merge_unit() as i64;
+    // Samples of one length together, so that attention moves nothing.
+    let mut order: Vec<i64> = (0..samples.len() as i64).collect();
+    order.sort_by_key(|&n| std::cmp::Reverse(samples[n as usize].tokens()));
+
     let mut input_ids = Vec::new();
     let mut axes: [Vec<i64>; 3] = Default::default();
-    let (mut rows, mut placeholders) = (Vec::new(), Vec::new());
-    for sample in samples {
-        let ids = &sample.input_ids;
-        let grid = mrope_positions(
-            ids,
-            config.image_token_id,
-            sample.image.rows / merge,
-            sample.image.columns / merge,
-        )
-        .ok_or_else(|| ModelError::Sample("the placeholders do not match the picture's grid".into()))?;
-        if let Some(id) = ids.iter().find(|&&id| i64::from(id) >= vocabulary) {
-            return Err(ModelError::Sample(format!(
-                "token {id} is not among the {vocabulary} of the vocabulary"
-            )));
-        }
+    let (mut rows, mut placeholders) = (Vec::new(), vec![Vec::new(); samples.len()]);
+    for &n in &order {
+        let sample = samples[n as usize];
+        let positions = token_positions(config, scheme, vocabulary, sample)?;
         let start = input_ids.len() as i64;
-        input_ids.extend(ids.iter().map(|&id| i64::from(id)));
-        placeholders
-            .extend((start..).zip(ids).filter(|(_, id)| **id == config.image_token_id).map(|(row, _)| row));
+        input_ids.extend(sample.input_ids.iter().map(|&id| i64::from(id)));
+        let tokens = (start..).zip(&sample.input_ids);
+        placeholders[n as usize] =
+            tokens.filter(|(_, id)| **id == config.image_token_id).map(|(row, _)| row).collect();
         rows.push((start..input_ids.len() as i64).collect());
-        for (axis, grid) in axes.iter_mut().zip(grid) {
-            match scheme {
-                Positions::Mrope => axis.extend(grid),
-                Positions::Flat => axis.extend(0..ids.len() as i64),
-            }
+        for (axis, positions) in axes.iter_mut().zip(positions) {
+            axis.extend(positions);
         }
     }
     // The first patch of each visual token tells which token of the natural order it is.
+    let placeholders = placeholders.concat();
     let visual_rows: Vec<i64> =
         natural.iter().step_by(unit as usize).map(|&patch| placeholders[(patch / unit) as usize]).collect();
     Ok(TextBatch {
@@ -124,5 +153,28 @@ pub fn text_batch(
         visual_rows: upload(&Tensor::from_slice(&visual_rows), device),
         positions: upload(&Tensor::from_slice(&axes.concat()).view([3, -1]), device),
         samples: Segments::new(&rows, device),
+        given_order: permutation(&order, device).map(|(_, inverse)| inverse),
+    })
+}
+
+/// Time, height and width position of a sample's tokens, if it fits the model.
+fn token_positions(
+    config: &Config,
+    scheme: Positions,
+    vocabulary: i64,
+    sample: &Sample,
+) -> Result<[Vec<i64>; 3], ModelError> {
+    let (ids, merge) = (&sample.input_ids, config.vision.spatial_merge_size as usize);
+    let (rows, columns) = (sample.image.rows / merge, sample.image.columns / merge);
+    let grid = mrope_positions(ids, config.image_token_id, rows, columns)
+        .ok_or_else(|| ModelError::Sample("the placeholders do not match the picture's grid".into()))?;
+    if let Some(id) = ids.iter().find(|&&id| i64::from(id) >= vocabulary) {
+        return Err(ModelError::Sample(format!(
+            "token {id} is not among the {vocabulary} of the vocabulary"
+        )));
+    }
+    Ok(match scheme {
+        Positions::Mrope => grid,
+        Positions::Flat => [(); 3].map(|()| (0..ids.len() as i64).collect()),
     })
 }

@@ -137,6 +137,11 @@ impl VisionConfig {
         (self.window_size / self.spatial_merge_size / self.patch_size) as usize
     }
 
+    /// Whether any block attends within windows.
+    pub fn has_windows(&self) -> bool {
+        (0..self.depth).any(|n| !self.fullatt_block_indexes.contains(&n))
+    }
+
     /// Bytes of RGB in a patch.
     pub fn patch_bytes(&self) -> usize {
         (self.in_channels * self.patch_size * self.patch_size) as usize

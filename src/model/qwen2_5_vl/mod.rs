@@ -3,16 +3,20 @@
 
 mod batch;
 mod config;
+mod flops;
 mod probe;
 mod rope;
 mod segments;
+mod shapes;
 mod text;
 mod vision;
 
 use tch::{Device, Tensor};
 
 pub use config::{Config, TextConfig, VisionConfig};
+pub use flops::forward_flops;
 pub use probe::Probe;
+pub use shapes::Shape;
 
 use super::checkpoint::{CheckpointError, Positions, Weights};
 use super::{ModelError, Normalisation, Sample};

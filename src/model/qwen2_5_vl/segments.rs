@@ -15,8 +15,6 @@ pub struct Segments {
     order: Option<(Tensor, Tensor)>,
     /// For each segment, in the groups' order, its last row.
     last: Tensor,
-    /// Puts one row per segment back into the order in which the segments were given.
-    last_order: Option<Tensor>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -42,13 +40,8 @@ impl Segments {
             order.extend(&segments[s]);
             last.extend(segments[s].last());
         }
-        Self {
-            groups,
-            order: permutation(&order, device),
-            last: upload(&Tensor::from_slice(&last), device),
-            last_order: permutation(&by_length.iter().map(|&s| s as i64).collect::<Vec<_>>(), device)
-                .map(|(_, inverse)| inverse),
-        }
+        let last = upload(&Tensor::from_slice(&last), device);
+        Self { groups, order: permutation(&order, device), last }
     }
 
     /// Attention of each row to the rows of its segment; `causal`: to those that do not stand behind it.
@@ -96,14 +89,6 @@ impl Segments {
         rows.index_select(0, &self.last)
     }
 
-    /// Puts what [`Segments::last_rows`] picked into the order in which the segments were given.
-    pub fn in_given_order(&self, rows: Tensor) -> Tensor {
-        match &self.last_order {
-            Some(inverse) => rows.index_select(0, inverse),
-            None => rows,
-        }
-    }
-
     fn grouped(&self, rows: &Tensor) -> Tensor {
         match &self.order {
             Some((order, _)) => rows.index_select(0, order),
@@ -121,11 +106,10 @@ impl Group {
 
 /// `[batch, queries, heads, width]` attends to `[batch, keys, key-value heads, width]`.
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Tensor {
-    let shared = q.size()[2] / k.size()[2];
-    let [k, v] = [k, v]
-        .map(|t| if shared > 1 { t.repeat_interleave_self_int(shared, 2, None) } else { t.shallow_clone() });
-    let [q, k, v] = [q, &k, &v].map(|t| t.transpose(1, 2));
-    Tensor::scaled_dot_product_attention::<Tensor>(&q, &k, &v, None, 0.0, causal, None, false).transpose(1, 2)
+    let shared = q.size()[2] > k.size()[2];
+    let [q, k, v] = [q, k, v].map(|t| t.transpose(1, 2));
+    Tensor::scaled_dot_product_attention::<Tensor>(&q, &k, &v, None, 0.0, causal, None, shared)
+        .transpose(1, 2)
 }
 
 fn one_or_cat(mut parts: Vec<Tensor>) -> Tensor {
@@ -140,7 +124,7 @@ fn one_or_cat(mut parts: Vec<Tensor>) -> Tensor {
 }
 
 /// A permutation and its inverse; `None` for the identity.
-fn permutation(order: &[i64], device: Device) -> Option<(Tensor, Tensor)> {
+pub(super) fn permutation(order: &[i64], device: Device) -> Option<(Tensor, Tensor)> {
     if order.iter().zip(0..).all(|(&a, b)| a == b) {
         return None;
     }

@@ -8,7 +8,7 @@ use super::probe::Probe;
 use super::segments::Segments;
 use super::vision::inverse_frequencies;
 use crate::model::checkpoint::{CheckpointError, Weights};
-use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate};
+use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate, turns};
 
 /// Tokens to the hidden state of each sample's last one.
 #[derive(Debug)]
@@ -49,29 +49,30 @@ impl Decoder {
     ///
     /// `visual` are the visual tokens, `[visual tokens, width]`, in the order of [`TextBatch::visual_rows`].
     pub fn forward(&self, batch: &TextBatch, visual: &Tensor, probe: &mut Probe) -> Tensor {
-        let mut x =
-            self.embeddings.index_select(0, &batch.input_ids).index_copy(0, &batch.visual_rows, visual);
+        let mut x = self.embeddings.index_select(0, &batch.input_ids);
+        x = x.index_copy_(0, &batch.visual_rows, visual);
         probe.see("text.positions", || batch.positions.shallow_clone());
-        probe.see("text.embeddings", || x.shallow_clone());
+        // The layers add to this memory.
+        probe.see("text.embeddings", || x.copy());
 
-        let (cos, sin) = self.rotations(&batch.positions, x.kind());
+        let turns = self.turns(&batch.positions);
         let last = self.layers.len().saturating_sub(1);
         for (n, layer) in self.layers.iter().enumerate() {
             // Behind the last layer only the last token's row is read.
             x = if n == last {
-                layer.forward_last(&x, &cos, &sin, &batch.samples)
+                layer.forward_last(&x, &turns, &batch.samples)
             } else {
-                layer.forward(&x, &cos, &sin, &batch.samples)
+                layer.forward(x, &turns, &batch.samples)
             };
-            probe.see(&format!("text.layers.{n}"), || x.shallow_clone());
+            probe.see(&format!("text.layers.{n}"), || x.copy());
         }
-        let hidden = batch.samples.in_given_order(self.norm.forward(&x));
+        let hidden = batch.in_given_order(self.norm.forward(&x));
         probe.see("text.norm", || hidden.shallow_clone());
         hidden
     }
 
-    /// Cosines and sines, `[tokens, 1, width of a head]`, of the axis that each pair of numbers follows.
-    fn rotations(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+    /// How far the pairs of a head's numbers turn, each by the position on the axis that it follows.
+    fn turns(&self, positions: &Tensor) -> Tensor {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
         let mut start = 0;
         let parts: Vec<Tensor> = (0..)
@@ -81,8 +82,7 @@ impl Decoder {
                 angles.select(0, axis).narrow(-1, start - length, length)
             })
             .collect();
-        let angles = Tensor::cat(&parts, -1).repeat([1, 2]).unsqueeze(1);
-        (angles.cos().to_kind(kind), angles.sin().to_kind(kind))
+        turns(&Tensor::cat(&parts, -1))
     }
 }
 
@@ -106,7 +106,10 @@ impl Layer {
         let [q, k, v, o] = ["q", "k", "v", "o"].map(|part| format!("{name}.self_attn.{part}_proj"));
         Ok(Self {
             input_norm: RmsNorm::load(weights, &format!("{name}.input_layernorm"), config.rms_norm_eps)?,
-            qkv: Linear::load(weights, &[&q, &k, &v], true)?,
+            qkv: Linear::load(weights, &[&q, &k, &v], true)?.with_pairs_together(
+                config.num_attention_heads + config.key_value_heads(),
+                config.head_dim(),
+            ),
             output: Linear::load(weights, &[&o], false)?,
             post_norm: RmsNorm::load(
                 weights,
@@ -120,12 +123,11 @@ impl Layer {
         })
     }
 
-    /// `[tokens, width]` to `[tokens, width]`.
-    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, samples: &Segments) -> Tensor {
-        let qkv = self.qkv.forward(&self.input_norm.forward(x));
-        let heads = qkv.unflatten(1, [-1, self.head_dim]);
+    /// `[tokens, width]` to `[tokens, width]`, in the same memory.
+    fn forward(&self, x: Tensor, turns: &Tensor, samples: &Segments) -> Tensor {
+        let heads = self.qkv.forward(&self.input_norm.forward(&x)).unflatten(1, [-1, self.head_dim]);
         // Queries and keys turn together.
-        let turned = rotate(&heads.narrow(1, 0, self.heads + self.key_value_heads), cos, sin);
+        let turned = rotate(&heads.narrow(1, 0, self.heads + self.key_value_heads), turns);
         let q = turned.narrow(1, 0, self.heads);
         let k = turned.narrow(1, self.heads, self.key_value_heads);
         let v = heads.narrow(1, self.heads + self.key_value_heads, self.key_value_heads);
@@ -133,21 +135,22 @@ impl Layer {
     }
 
     /// The same for each sample's last token alone: `[samples, width]`, in the order of [`Segments::last_rows`].
-    fn forward_last(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, samples: &Segments) -> Tensor {
+    fn forward_last(&self, x: &Tensor, turns: &Tensor, samples: &Segments) -> Tensor {
         let normed = self.input_norm.forward(x);
         let width = self.heads * self.head_dim;
         let kv = self.qkv.narrow(width, 2 * self.key_value_heads * self.head_dim).forward(&normed);
         let kv = kv.unflatten(1, [2 * self.key_value_heads, self.head_dim]);
-        let k = rotate(&kv.narrow(1, 0, self.key_value_heads), cos, sin);
+        let k = rotate(&kv.narrow(1, 0, self.key_value_heads), turns);
         let v = kv.narrow(1, self.key_value_heads, self.key_value_heads);
 
-        let [x, normed, cos, sin] = [x, &normed, cos, sin].map(|t| samples.last_rows(t));
+        let [x, normed, turns] = [x, &normed, turns].map(|t| samples.last_rows(t));
         let q = self.qkv.narrow(0, width).forward(&normed).unflatten(1, [self.heads, self.head_dim]);
-        self.after_attention(&x, &samples.attend_last(&rotate(&q, &cos, &sin), &k, &v))
+        self.after_attention(x, &samples.attend_last(&rotate(&q, &turns), &k, &v))
     }
 
-    fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Tensor {
-        let x = x + self.output.forward(attended);
-        &x + self.mlp.forward(&self.post_norm.forward(&x))
+    fn after_attention(&self, x: Tensor, attended: &Tensor) -> Tensor {
+        let x = self.output.add_to(x, attended);
+        let normed = self.post_norm.forward(&x);
+        self.mlp.add_to(x, &normed)
     }
 }

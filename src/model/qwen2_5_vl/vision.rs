@@ -8,7 +8,7 @@ use super::probe::Probe;
 use super::segments::Segments;
 use crate::model::Normalisation;
 use crate::model::checkpoint::{CheckpointError, Weights};
-use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate};
+use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate, turns};
 
 /// All norms of the tower have this in the reference, whatever the configuration.
 const EPS: f64 = 1e-6;
@@ -50,11 +50,10 @@ impl VisionTower {
 
         // Angles of the row for the first half of the pairs, of the column for the second.
         let angles = batch.positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
-        let angles = angles.flatten(1, 2).repeat([1, 2]).unsqueeze(1);
-        let (cos, sin) = (angles.cos(), angles.sin());
+        let turns = turns(&angles.flatten(1, 2));
         for (n, block) in self.blocks.iter().enumerate() {
             let segments = if block.attends_to_all { &batch.pictures } else { &batch.windows };
-            x = block.forward(&x, &cos, &sin, segments);
+            x = block.forward(x, &turns, segments);
             probe.see(&format!("vision.blocks.{n}"), || in_natural_order(&x, &batch.natural));
         }
         let visual = self.merger.forward(&x);
@@ -114,7 +113,10 @@ impl PatchEmbed {
 
     fn forward(&self, pixels: &Tensor) -> Tensor {
         // In the reference's order, so that the values are its values to the last bit.
-        let values = (pixels.to_kind(Kind::Float) * self.rescale - &self.mean) / &self.std;
+        let mut values = pixels.to_kind(Kind::Float);
+        values *= self.rescale;
+        values -= &self.mean;
+        values /= &self.std;
         self.projection.forward(&values.to_kind(self.projection.weight.kind()))
     }
 }
@@ -137,7 +139,8 @@ impl Block {
         let name = format!("visual.blocks.{n}");
         Ok(Self {
             norm1: RmsNorm::load(weights, &format!("{name}.norm1"), EPS)?,
-            qkv: Linear::load(weights, &[&format!("{name}.attn.qkv")], true)?,
+            qkv: Linear::load(weights, &[&format!("{name}.attn.qkv")], true)?
+                .with_pairs_together(2 * config.num_heads, config.head_dim()),
             projection: Linear::load(weights, &[&format!("{name}.attn.proj")], true)?,
             norm2: RmsNorm::load(weights, &format!("{name}.norm2"), EPS)?,
             mlp: GatedMlp::load(weights, &format!("{name}.mlp"), true)?,
@@ -146,14 +149,15 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, segments: &Segments) -> Tensor {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)).unflatten(1, [3, self.heads, -1]);
-        // The reference rotates in fp32 here, whatever the number format.
-        let [q, k] =
-            [0, 1].map(|n| rotate(&qkv.select(1, n).to_kind(Kind::Float), cos, sin).to_kind(x.kind()));
-        let attended = segments.attend(&q, &k, &qkv.select(1, 2), false);
-        let x = x + self.projection.forward(&attended);
-        &x + self.mlp.forward(&self.norm2.forward(&x))
+    fn forward(&self, x: Tensor, turns: &Tensor, segments: &Segments) -> Tensor {
+        let heads = self.qkv.forward(&self.norm1.forward(&x)).unflatten(1, [3 * self.heads, -1]);
+        // Queries and keys turn together.
+        let turned = rotate(&heads.narrow(1, 0, 2 * self.heads), turns);
+        let [q, k] = [0, 1].map(|n| turned.narrow(1, n * self.heads, self.heads));
+        let v = heads.narrow(1, 2 * self.heads, self.heads);
+        let x = self.projection.add_to(x, &segments.attend(&q, &k, &v, false));
+        let normed = self.norm2.forward(&x);
+        self.mlp.add_to(x, &normed)
     }
 }
 
@@ -178,6 +182,6 @@ impl Merger {
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let squares = self.norm.forward(x).unflatten(0, [-1, self.merge_unit]).flatten(1, 2);
-        self.down.forward(&self.up.forward(&squares).gelu("none"))
+        self.down.forward(&self.up.forward(&squares).gelu_("none"))
     }
 }
