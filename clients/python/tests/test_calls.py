@@ -55,6 +55,18 @@ def test_a_large_group_is_not_in_memory_all_at_once(connect: Any, monkeypatch: p
         assert len(made) == 3
 
 
+@pytest.mark.parametrize(("priority", "number"), [("training", 1), ("evaluation", 2)])
+def test_every_request_tells_its_priority(connect: Any, priority: str, number: int) -> None:
+    with Fake(limits={"max_items_per_request": 2}) as server:
+        connect(server.address, priority=priority).score("prompt", numbered(5))
+        assert [request.priority for request in server.requests] == [number] * 3
+
+
+def test_a_priority_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="evaluation"):
+        sc.SpatialScoreClient("localhost", priority="urgent")
+
+
 def test_requests_keep_the_limit_of_bytes(connect: Any) -> None:
     with Fake(limits={"max_message_bytes": 4096}) as server:
         client = connect(server.address)

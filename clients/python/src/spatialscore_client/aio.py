@@ -48,7 +48,7 @@ class AsyncSpatialScoreClient(BaseClient):
             return Scores([])
         metadata = self._settings.metadata(traceparent)
         limits = (await self._run(calls.model(self._endpoints, deadline), metadata)).limits
-        batches = plan.batches(items, limits, self._settings.codec)
+        batches = plan.batches(items, limits, self._settings.codec, self._settings.priority)
         results: dict[int, Score | ItemFailure] = {}
 
         async def work() -> None:
@@ -71,7 +71,7 @@ class AsyncSpatialScoreClient(BaseClient):
         deadline = self._deadline(timeout)
         metadata = self._settings.metadata(traceparent)
         limits = (await self._run(calls.model(self._endpoints, deadline), metadata)).limits
-        pending = Pending(limits, self._settings.codec, deadline.timeout)
+        pending = Pending(limits, self._settings.codec, deadline.timeout, self._settings.priority)
         pump = _Pump(self, metadata, pending, _asynchronous(items, pending))
         async with aclosing(pump.run()) as results:
             async for result in results:

@@ -11,7 +11,7 @@ from typing import Any
 from ._proto import spatialscore as pb
 from .endpoints import Deadline, Endpoints
 from .images import Codec
-from .settings import DEFAULT_TIMEOUT, TLS, Settings, Token, from_environment
+from .settings import DEFAULT_TIMEOUT, TLS, Priority, Settings, Token, from_environment
 
 SERVICE = "/spatialscore.v1.SpatialScoreService"
 # Method, request, response.
@@ -39,6 +39,7 @@ class BaseClient:
         max_in_flight: int = 4,
         stream_window: int = 64,
         use_proxy: bool = False,
+        priority: Priority = "training",
     ) -> None:
         """Connects nowhere yet.
 
@@ -50,12 +51,13 @@ class BaseClient:
         max_in_flight: requests of one call that are under way at once.
         stream_window: items of one stream that are under way at once.
         use_proxy: whether the environment's proxy variables count.
+        priority: `training`, or `evaluation` for what may wait while training scores.
 
         Raises ValueError where these make no sense.
         """
         self._arguments = dict(
             target=target, token=token, tls=tls, timeout=timeout, codec=codec, max_in_flight=max_in_flight,
-            stream_window=stream_window, use_proxy=use_proxy,
+            stream_window=stream_window, use_proxy=use_proxy, priority=priority,
         )  # fmt: skip
         self._settings = Settings.of(**self._arguments)  # type: ignore[arg-type]
         self._reset()

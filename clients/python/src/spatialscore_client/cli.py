@@ -52,6 +52,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         max_in_flight=1,
         stream_window=1,
         use_proxy=given.use_proxy,
+        priority="training",
     )
 
 

@@ -53,7 +53,7 @@ class SpatialScoreClient(BaseClient):
             return Scores([])
         with _Call(self, traceparent) as call:
             limits = call.run(calls.model(self._endpoints, deadline)).limits
-            batches = plan.batches(items, limits, self._settings.codec)
+            batches = plan.batches(items, limits, self._settings.codec, self._settings.priority)
 
             def score(batch: Batch) -> list[Score | ItemFailure]:
                 return call.run(calls.score(self._endpoints, deadline, batch))
@@ -73,7 +73,7 @@ class SpatialScoreClient(BaseClient):
         deadline = self._deadline(timeout)
         with _Call(self, traceparent) as call:
             limits = call.run(calls.model(self._endpoints, deadline)).limits
-            pending = Pending(limits, self._settings.codec, deadline.timeout)
+            pending = Pending(limits, self._settings.codec, deadline.timeout, self._settings.priority)
             yield from _Pump(self, call, pending, iter(items)).run()
 
     def model(self, *, timeout: float | None = None) -> ModelInfo:

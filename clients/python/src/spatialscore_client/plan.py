@@ -9,6 +9,7 @@ from ._proto import spatialscore as pb
 from .errors import ItemFailure, ItemsFailedError
 from .images import Codec, PictureError, Pictures, Source, sources
 from .scores import Limits
+from .settings import Priority
 
 # A request of ours at most. Smaller than what a server takes: several small ones overlap and spread over replicas.
 _MAX_ITEMS = 64
@@ -80,7 +81,12 @@ def check(index: int, item: Item, limits: Limits) -> ItemFailure | None:
     return None
 
 
-def batches(wanted: Sequence[Item], limits: Limits, codec: Codec) -> Iterator[Batch]:
+def wire(priority: Priority) -> str:
+    """A priority as the contract names it."""
+    return f"PRIORITY_{priority.upper()}"
+
+
+def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Priority) -> Iterator[Batch]:
     """The requests of a call. A picture's bytes are made when its request is, so that those of a large call are never
     there all at once.
 
@@ -94,7 +100,8 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec) -> Iterator[Ba
     most_items = min(limits.max_items_per_request, _MAX_ITEMS)
     most_bytes = min(limits.max_message_bytes, _MAX_BYTES)
     base = len((shared or "").encode()) + _OVERHEAD
-    start, request, size = 0, pb.ScoreRequest(prompt=shared), base
+    urgency = wire(priority)
+    start, request, size = 0, pb.ScoreRequest(prompt=shared, priority=urgency), base
     for index, item in enumerate(wanted):
         try:
             picture = item.source.encode(codec)
@@ -106,7 +113,7 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec) -> Iterator[Ba
             raise ItemsFailedError([refusal(index, text)], [None] * len(wanted))
         if request.items and (len(request.items) == most_items or size + bytes_more > most_bytes):
             yield Batch(start, request)
-            start, request, size = index, pb.ScoreRequest(prompt=shared), base
+            start, request, size = index, pb.ScoreRequest(prompt=shared, priority=urgency), base
         message = request.items.add()
         if shared is None:
             message.prompt = item.prompt

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import grpc
 
@@ -20,6 +20,9 @@ DEFAULT_TIMEOUT = 120.0
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+Priority = Literal["training", "evaluation"]
+"""Evaluation takes what training leaves of a server, and a small share of its own."""
 
 Token = str | Callable[[], str]
 """A bearer token, or what gives the one of the moment."""
@@ -60,6 +63,7 @@ class Settings:
     max_in_flight: int
     stream_window: int
     use_proxy: bool
+    priority: Priority
 
     @classmethod
     def of(
@@ -73,6 +77,7 @@ class Settings:
         max_in_flight: int,
         stream_window: int,
         use_proxy: bool,
+        priority: Priority,
     ) -> Settings:
         """Checked settings. Raises ValueError with what is wrong."""
         targets = [target] if isinstance(target, str) else list(target)
@@ -86,13 +91,15 @@ class Settings:
             tls = True in secure
         if codec not in ("raw", "png", "jpeg"):
             raise ValueError(f"codec is {codec!r}; raw, png and jpeg are known")
+        if priority not in get_args(Priority):
+            raise ValueError(f"priority is {priority!r}; training and evaluation are known")
         if not 0 < timeout < math.inf or max_in_flight < 1 or stream_window < 1:
             raise ValueError("timeout, max_in_flight and stream_window must be positive")
         addresses = tuple(each for each, _ in parsed)
         settings = TLS() if tls is True else tls or None
         if token and not settings and not all(map(_local, addresses)):
             warnings.warn("the token goes over the network in plain text; set tls", stacklevel=4)
-        return cls(addresses, token, settings, timeout, codec, max_in_flight, stream_window, use_proxy)
+        return cls(addresses, token, settings, timeout, codec, max_in_flight, stream_window, use_proxy, priority)
 
     def options(self) -> list[tuple[str, Any]]:
         """The channel's options."""

@@ -13,6 +13,7 @@ from .answers import Failure
 from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ServerFaultError
 from .images import Codec, Picture, PictureError, source
 from .scores import Limits, StreamedScore
+from .settings import Priority
 
 StreamItem = Union["tuple[str, Picture]", "Sequence[Any]"]
 """What a stream takes: a prompt and a picture."""
@@ -21,10 +22,11 @@ StreamItem = Union["tuple[str, Picture]", "Sequence[Any]"]
 class Pending:
     """What is under way, by id. An item stays until its score is there, and is sent again if its stream breaks."""
 
-    def __init__(self, limits: Limits, codec: Codec, timeout: float) -> None:
+    def __init__(self, limits: Limits, codec: Codec, timeout: float, priority: Priority) -> None:
         self._limits = limits
         self._codec = codec
         self.timeout = timeout
+        self._priority = plan.wire(priority)
         self._count = 0
         self._away = 0.0
         self._items: dict[str, tuple[pb.ScoreStreamRequest, float]] = {}
@@ -45,7 +47,7 @@ class Pending:
             picture_bytes = checked.source.encode(self._codec)
         except (PictureError, UnicodeEncodeError) as error:
             raise ItemsFailedError([plan.refusal(index, str(error))], []) from error
-        message = pb.ScoreStreamRequest(id=str(index))
+        message = pb.ScoreStreamRequest(id=str(index), priority=self._priority)
         message.item.prompt = prompt
         picture_bytes.write(message.item.image)
         if message.ByteSize() > self._limits.max_message_bytes:

@@ -12,11 +12,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_TRAINING: _ClassVar[Priority]
+    PRIORITY_EVALUATION: _ClassVar[Priority]
+
 class RewardOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REWARD_OUTPUT_UNSPECIFIED: _ClassVar[RewardOutput]
     REWARD_OUTPUT_GAUSSIAN: _ClassVar[RewardOutput]
     REWARD_OUTPUT_SCALAR: _ClassVar[RewardOutput]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_TRAINING: Priority
+PRIORITY_EVALUATION: Priority
 REWARD_OUTPUT_UNSPECIFIED: RewardOutput
 REWARD_OUTPUT_GAUSSIAN: RewardOutput
 REWARD_OUTPUT_SCALAR: RewardOutput
@@ -48,12 +57,14 @@ class ScoreItem(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("prompt", "items")
+    __slots__ = ("prompt", "items", "priority")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     items: _containers.RepeatedCompositeFieldContainer[ScoreItem]
-    def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("mean", "stddev")
@@ -90,12 +101,14 @@ class ScoreResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping[str, object]]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
 
 class ScoreStreamRequest(_message.Message):
-    __slots__ = ("id", "item")
+    __slots__ = ("id", "item", "priority")
     ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     id: str
     item: ScoreItem
-    def __init__(self, id: _Optional[str] = ..., item: _Optional[_Union[ScoreItem, _Mapping[str, object]]] = ...) -> None: ...
+    priority: Priority
+    def __init__(self, id: _Optional[str] = ..., item: _Optional[_Union[ScoreItem, _Mapping[str, object]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class ScoreStreamResponse(_message.Message):
     __slots__ = ("id", "result", "timings")
@@ -112,18 +125,24 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens")
+    __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens", "max_prompt_tokens", "max_image_bytes", "max_calls_per_caller")
     MAX_ITEMS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_PER_CALLER_FIELD_NUMBER: _ClassVar[int]
     max_items_per_request: int
     max_message_bytes: int
     max_prompt_bytes: int
     max_image_pixels: int
     max_item_tokens: int
-    def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ...) -> None: ...
+    max_prompt_tokens: int
+    max_image_bytes: int
+    max_calls_per_caller: int
+    def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_calls_per_caller: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
     __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits")
