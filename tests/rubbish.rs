@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -199,8 +200,10 @@ fn scans() -> Bad {
     Bad::file("1000 scans".into(), [head, &scan.repeat(1000), &[0xff, 0xd9]].concat(), Fate::Refused)
 }
 
+/// Always the same picture; no two that `image` makes are.
 fn good() -> proto::ScoreItem {
-    item(image(7))
+    static GOOD: LazyLock<proto::Image> = LazyLock::new(|| image(7));
+    item(GOOD.clone())
 }
 
 /// The good item's score, alone.
@@ -349,7 +352,9 @@ fn check(what: &str, codes: &[Code], answer: &Answer) {
 async fn bodies(server: &Server, bodies: &[Body], known: f32) {
     let raw = Raw::connect(server.address.parse().unwrap()).await;
     let raw = &raw;
-    let streamed = framed(&stream_item("first", 7).encode_to_vec());
+    let mut first = stream_item("first", 7);
+    first.item.as_mut().unwrap().image = good().image;
+    let streamed = framed(&first.encode_to_vec());
     let calls = bodies.iter().enumerate().map(|(index, body)| {
         let streamed = streamed.clone();
         async move {
@@ -417,6 +422,8 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
             "limits.message_timeout_seconds=1",
             "--set",
             "queue.max_items=100000",
+            "--set",
+            "cache.max_items=0",
         ])
     });
     let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
@@ -437,7 +444,10 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
     assert!(same(self::known(&mut client).await, known));
     let page = tokio::task::block_in_place(|| get(server.metrics_address(), "/metrics"));
     assert!(!page.contains("\"INTERNAL\"") && !page.contains("\"UNKNOWN\""), "{page}");
-    for line in ["spatialscore_queue_items 0", "spatialscore_queue_tokens 0"] {
+    for line in [
+        "spatialscore_queue_items{priority=\"training\"} 0",
+        "spatialscore_queue_tokens{priority=\"training\"} 0",
+    ] {
         assert!(page.lines().any(|l| l == line), "{line:?} is not in {page}");
     }
     server.signal("TERM");

@@ -5,7 +5,7 @@
     spatialscore-eval pairs --server … --baseline blank         what is left without the picture (or the prompt, or its order)
 
 PAIRS is a data set of `spatialreward-data`, or your own manifest with `prompt`, `kept` and `broken` on each line.
-Writes `scores.jsonl`, `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
+Writes `scores.json`, `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
 standard deviation tells, and the gravest mistakes with their pictures.
 """
 
@@ -103,6 +103,12 @@ def judge(scorer: ServerScorer | LocalScorer, records: list[dict]) -> list[dict]
     return judged
 
 
+def told(pair: dict) -> dict:
+    """A judged pair as `scores.json` has it."""
+    pictures = {name: dict(zip(("picture", *Score._fields), (pair["record"][name], *pair[name]))) for name in ("kept", "broken")}
+    return pictures | {name: pair[name] for name in ("right", "certainty")} | {"prompt": pair["record"]["prompt"]}
+
+
 def _picture(title: str, path: str, score: Score) -> str:
     spread = f" ± {score.stddev:.2f}" if score.stddev is not None else ""
     data = base64.b64encode(Path(path).read_bytes()).decode()
@@ -161,11 +167,7 @@ def main() -> None:
         records = BASELINES[options.baseline](records, out)
     judged = judge(scorer, records)
     found, model = shares(judged), scorer.describe()
-    with (out / "scores.jsonl").open("w") as lines:
-        for pair in judged:
-            said = {name: dict(zip(("picture", *Score._fields), (pair["record"][name], *pair[name]))) for name in ("kept", "broken")}
-            said |= {name: pair[name] for name in ("right", "certainty")} | {"prompt": pair["record"]["prompt"]}
-            lines.write(json.dumps(said) + "\n")
+    (out / "scores.json").write_text(json.dumps([told(pair) for pair in judged], indent=1) + "\n")
     (out / "eval.json").write_text(json.dumps({"model": model} | found, indent=1) + "\n")
     (out / "eval.html").write_text(page(model, found, judged, options.mistakes))
     total = found["all"]

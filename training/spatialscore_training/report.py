@@ -29,14 +29,14 @@ class Measured(NamedTuple):
     shares: dict
     """`eval.json`."""
     pairs: list[dict]
-    """`scores.jsonl`."""
+    """`scores.json`."""
 
 
 def measured(folder: Path) -> list[Measured]:
     """Every data set in a folder that was measured, baselines behind their data set."""
     found = sorted(folder.rglob("eval.json"))
-    lines = lambda path: [json.loads(line) for line in (path.parent / "scores.jsonl").read_text().splitlines()]
-    return [Measured(str(path.parent.relative_to(folder)), json.loads(path.read_text()), lines(path)) for path in found]
+    read = lambda path: json.loads(path.read_text())
+    return [Measured(str(path.parent.relative_to(folder)), read(path), read(path.with_name("scores.json"))) for path in found]
 
 
 def percent(share: dict) -> str:

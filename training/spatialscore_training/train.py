@@ -6,8 +6,8 @@
     accelerate launch -m spatialscore_training.train   several devices or hosts, each with batches of its own
 
 Stages: the vision tower learns what lies under each of its tokens (`eyes`); meanwhile the decoder learns to read prompts
-over visual tokens made from the generator's truth (`reader`); then the two are joined and learn on pictures (`all`),
-with a clause as the unit of truth and, where a stage duels, with the paper's Gaussian Bradley-Terry loss on pairs.
+over visual tokens made from the generator's truth (`reader`); then the two are joined, and the reward head (`head`), or
+the whole (`all`), learns on pictures, where a stage duels by the paper's Gaussian Bradley-Terry loss on pairs.
 
 A run's folder holds a state for each stage (weights, optimiser, step), its learning curve as CSV, PNG and TensorBoard.
 What is random depends on the step alone. A stage that is stopped goes on exactly where its last state was written.
@@ -51,7 +51,7 @@ class Stage:
 
     name: str
     trains: str
-    """`eyes` (the vision tower), `reader` (the decoder over true visual tokens), or `all`."""
+    """`eyes` (the vision tower), `reader` (the decoder over true visual tokens), `head` (the reward's), or `all`."""
     world: World
     steps: int
     rows: int
@@ -93,8 +93,9 @@ class Trainer:
         self.tutor = Tutor(config.text_config.hidden_size, config.vision_config.hidden_size, len(kinds()), EXTRAS, seed).to(device)
         for name in stage.after:
             self._inherit(torch.load(folder / f"{name}.pt", map_location=device, weights_only=True))
-        eyes = set(self.model.model.visual.parameters())
-        wanted = {"eyes": lambda p: p in eyes, "reader": lambda p: p not in eyes, "all": lambda p: True}[stage.trains]
+        eyes, head = (set(part.parameters()) for part in (self.model.model.visual, self.model.rm_head))
+        trained = {"eyes": lambda p: p in eyes, "reader": lambda p: p not in eyes, "head": lambda p: p in head, "all": lambda p: True}
+        wanted = trained[stage.trains]
         for parameter in self.model.parameters():
             parameter.requires_grad_(wanted(parameter))
         if stage.trains == "reader":
@@ -121,9 +122,10 @@ class Trainer:
         """Weights of an earlier stage: those which it trained, the heads that taught them included. The eyes bring the
         names that they have learned to give."""
         seeing = ("model.visual.", "model.language_model.embed_tokens.", "lm_head.", *Tutor.OF_EYES)
-        ours = {"eyes": lambda n: n.startswith(seeing), "reader": lambda n: not n.startswith((seeing[0], *Tutor.OF_EYES)), "all": lambda n: True}
+        ours = {"eyes": lambda n: n.startswith(seeing), "reader": lambda n: not n.startswith((seeing[0], *Tutor.OF_EYES))}
+        every = lambda n: True
         for module, part in ((self.model, "model"), (self.tutor, "tutor")):
-            module.load_state_dict({n: w for n, w in state[part].items() if ours[state["trains"]](n)}, strict=False)
+            module.load_state_dict({n: w for n, w in state[part].items() if ours.get(state["trains"], every)(n)}, strict=False)
 
     def _fix_names(self) -> None:
         """Keeps the kinds' words where the eyes, which learn beside, look for them."""
@@ -161,14 +163,15 @@ class Trainer:
             visual = self._imagine(words.detach(), batch)
         else:
             visual, blocks = look(self.model, batch.pictures)
+        if self.stage.trains in ("eyes", "all"):
             loss, figures = losses.seeing(visual, blocks, words[: self.stage.world.kinds].detach(), self.tutor, batch)
         if self.stage.trains != "eyes":
             hidden = read(self.model, visual, batch.ids, batch.positions, batch.spans)
             at = hidden[-1].gather(1, batch.reward[..., None].expand(-1, -1, hidden[-1].shape[-1]))
-            for part, seen in (
-                losses.reading(hidden, self.tutor, batch, self.model.config.image_token_id),
-                losses.judging(self.model.rm_head(at), batch),
-            ):
+            parts = [losses.judging(self.model.rm_head(at), batch)]
+            if self.stage.trains != "head":
+                parts.append(losses.reading(hidden, self.tutor, batch, self.model.config.image_token_id))
+            for part, seen in parts:
                 loss, figures = loss + part, figures | seen
         return loss, {"loss": loss} | figures
 

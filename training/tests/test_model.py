@@ -60,9 +60,9 @@ def test_prompts_packed_are_as_alone(batch, tokenizer):
     assert torch.allclose(hidden[0, last], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("trains", ["eyes", "reader", "all"])
+@pytest.mark.parametrize("trains", ["eyes", "reader", "head", "all"])
 def test_a_stage_resumes_bit_for_bit(trains, folder, tmp_path):
-    stage = Stage("try", trains, WORLD, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE, duel=trains == "all")
+    stage = Stage("try", trains, WORLD, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE, duel=trains in ("head", "all"))
     weights = []
     for name, halts in (("whole", [4]), ("halves", [2, 4])):
         (tmp_path / name).mkdir()
