@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# evaluate.sh PYTHON: pair accuracy of the served checkpoint on four sorts of pairs that it never saw, 2,000 each,
+# evaluate.sh PYTHON: pair accuracy of the served checkpoint on four sorts of pairs that it never saw, PAIRS each,
 # through the streaming call, and what baselines reach on one of them. Reports are written to target/eval/SORT/eval.html.
 # Run by with_server.sh.
 set -euo pipefail
@@ -24,5 +24,5 @@ measure mixed --seed 2 --things 2 6 --clauses 1 4
 measure long --seed 3 --things 3 8 --clauses 5 12
 measure phrasings --seed 4 --relations plain --things 2 4 --clauses 1 2 --phrasings held-out
 for baseline in blank shuffled-prompts bag-of-words; do
-    score mixed --baseline "$baseline"
+    score mixed --baseline "$baseline" --limit 500
 done

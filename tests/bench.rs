@@ -86,8 +86,8 @@ impl Driven {
 #[test]
 fn a_driver_gets_times_and_scores() {
     let sample = |name: &str| format!("{}/samples/{name}.png", env!("CARGO_MANIFEST_DIR"));
-    let items: Vec<Value> = ["panda.right", "panda.twin", "duck.right"]
-        .map(|name| json!({"prompt": "a panda hangs above an umbrella", "image": sample(name)}))
+    let items: Vec<Value> = ["panda.right", "panda.twin", "apple.right"]
+        .map(|name| json!({"prompt": "a panda is partly hidden by an umbrella", "image": sample(name)}))
         .into();
     let mut driven = Driven::start(&[]);
     assert_eq!(driven.ask(&json!({"load": items}))["tokens"].as_array().unwrap().len(), 3);
