@@ -124,6 +124,7 @@ example: build .venv/example/installed .cache/drawings/fetched ## Train a policy
 	$(EXAMPLE)
 
 example-short: build .venv/example/installed .cache/drawings/fetched ## The same in two minutes, held against noise
+	PYTHONPATH=training .venv/example/bin/python -m pytest -q examples/grpo_layout
 	$(EXAMPLE) --short
 
 clean: ## Remove what was built; fetched libraries stay
