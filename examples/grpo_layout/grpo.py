@@ -32,14 +32,15 @@ class Step:
     """An iteration, before its training."""
 
     pictures: int
-    """Scored so far, this iteration's included."""
+    """That trained the policy before."""
     score: float
     """The mean score of this iteration's pictures: all that the policy learns from."""
     accuracy: float
     """What share of the relations of held-out prompts the policy's layouts keep."""
-    agreement: float | None
-    """How often, of two layouts for one prompt of which geometry says that one keeps it and the other does not, the
-    scorer puts the right one first; None where there were none."""
+    agreed: float
+    """Of `pairs`, how many the scorer puts the right way round; a tie is half."""
+    pairs: int
+    """Pairs of layouts for one prompt of which geometry says that one keeps all of it and the other does not."""
 
 
 class Scorer:
@@ -79,13 +80,13 @@ def accuracy(policy: Policy, held_out: list[Task]) -> float:
     return fmean(task.kept(layout) for task, layout in zip(tasks, layouts))
 
 
-def agreement(rewards: list[float], kept: list[float]) -> float | None:
-    """See `Step.agreement`. `kept` is what geometry says; groups lie one behind the other."""
+def agreement(rewards: list[float], kept: list[float]) -> tuple[float, int]:
+    """`agreed` and `pairs` of a step. `kept` is what geometry says; groups lie one behind the other."""
     right = []
     for first in range(0, len(rewards), GROUP):
         group = list(zip(rewards, kept))[first : first + GROUP]
         right += [(a > b) + 0.5 * (a == b) for a, whole in group if whole == 1 for b, part in group if part < 1]
-    return fmean(right) if right else None
+    return sum(right), len(right)
 
 
 def filtered(rewards: list[float], k: int) -> tuple[list[int], np.ndarray]:
@@ -109,16 +110,19 @@ def train(
     prompts: int,
     k: int = KEPT,
     name: str = "",
+    watch: Callable[[int], None] | None = None,
 ) -> list[Step]:
-    """So many iterations with so many prompts each, and how they went; with a name, progress is printed."""
+    """So many iterations with so many prompts each, and how they went; with a name, progress is printed. `watch` is
+    called with the number of pictures so far before each fifth iteration."""
     history: list[Step] = []
     for iteration in range(iterations):
+        if watch and iteration % 5 == 0:
+            watch(iteration * prompts * GROUP)
         start = time.monotonic()
         repeated, actions, layouts = lay_out(policy, tasks.some(prompts), GROUP)
         rewards = reward(repeated, layouts)
         truth = [task.kept(layout) for task, layout in zip(repeated, layouts)]
-        pictures = len(rewards) * (iteration + 1)
-        step = Step(pictures, fmean(rewards), accuracy(policy, held_out), agreement(rewards, truth))
+        step = Step(iteration * len(rewards), fmean(rewards), accuracy(policy, held_out), *agreement(rewards, truth))
         history.append(step)
         kept, advantages = filtered(rewards, k)
         rows, used = (np.stack([rows[i] for i in kept]) for rows in zip(*((t.features, t.used()) for t in repeated)))

@@ -58,4 +58,4 @@ class Judge:
 
 @pytest.mark.parametrize(("shift", "clear"), [(0, True), (1, False)])
 def test_the_short_form_tells_right_scores_from_those_of_the_neighbour(drawings, shift, clear):
-    assert short(Judge(drawings, shift), Namespace(iterations=10, prompts=4)) is clear
+    assert short(Judge(drawings, shift), Namespace(iterations=15, prompts=4)) is clear

@@ -23,7 +23,7 @@ from spatialscore_client import SpatialScoreClient
 from spatialscore_training.drawings import DEFAULT_FOLDER, Drawings
 
 from grpo import GROUP, KEPT, Reward, Scorer, Step, accuracy, lay_out, train
-from plots import plot_curves, plot_filter, plot_strip
+from plots import Glance, plot_curves, plot_filter, plot_strip
 from policy import Policy
 from tasks import WORLD, Task, Tasks
 
@@ -31,56 +31,66 @@ HELD_OUT = 100
 """Prompts on which accuracy is measured."""
 HELD_OUT_SEED = 10_000
 """Policies are trained on the prompts of the seeds from 0 on."""
+WATCHED = 48
+"""Of these, those of which a picture is scored now and then, to show."""
 SHOWN = 8
+"""Of these, those whose pictures are kept."""
 
 
 def full(scorer: Scorer, args: argparse.Namespace) -> bool:
     """Whether a policy gets from chance to the goal; its curves and pictures, and the filter against none."""
     held_out = Tasks(scorer.drawings, HELD_OUT_SEED, held_out=True).some(HELD_OUT)
-    policy = Policy(0)
-    before = glance(scorer, policy, held_out)
+    policy, glances = Policy(0), []
+    watch = lambda pictures: glances.append(glance(pictures, scorer, policy, held_out[:WATCHED]))
     published = Published()
     tasks = Tasks(scorer.drawings, 0, held_out=False)
     counts = {"iterations": args.iterations, "prompts": args.prompts}
-    history = train(policy, scorer, tasks, held_out, **counts, name="policy")
-    operator = published.mean()
-    after = glance(scorer, policy, held_out)
-    plot_curves(history, args.out / "curves.png")
-    plot_strip(held_out[:SHOWN], [[row[:SHOWN] for row in rows] for rows in (before, after)], args.out / "strip.png")
-    compared = compare(scorer, held_out, args)
-    plot_filter(compared, args.out / "filter.png")
+    history = train(policy, scorer, tasks, held_out, **counts, name="policy", watch=watch)
+    watch(args.iterations * args.prompts * GROUP)
+    plot_curves(history, glances, args.out / "curves.png")
+    plot_strip(held_out[:SHOWN], (glances[0], glances[-1]), args.out / "strip.png")
     result = {
         "model": asdict(scorer.client.model()),
         "pictures": scorer.pictures,
         "pictures_per_second": scorer.pictures / scorer.seconds,
         "relations_kept": {"before": history[0].accuracy, "after": accuracy(policy, held_out)},
-        "held_out_pictures": {"before": summary(*before[1:]), "after": summary(*after[1:])},
+        "held_out_pictures": [summary(each) for each in glances],
         "quarters": quarters(history),
-        "published_mean_score": operator,
-        "filter": {name: [curve_summary(run) for run in runs] for name, runs in compared.items()},
+        "published_mean_score": published.mean(),
         "history": [asdict(step) for step in history],
     }
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps({key: value for key, value in result.items() if key not in ("history", "model")}, indent=1))
+    report(result, args.out)
+    compared = compare(scorer, held_out, args)
+    plot_filter(compared, args.out / "filter.png")
+    filters = {name: [curve_summary(run) for run in runs] for name, runs in compared.items()}
+    report({**result, "filter": filters}, args.out)
     return result["relations_kept"]["after"] >= args.goal
 
 
-def glance(scorer: Scorer, policy: Policy, tasks: list[Task]) -> tuple[list, list[float], list[float]]:
-    """A picture of each task, on the same background at each call; their scores; what share of relations they keep."""
+def report(result: dict, folder: Path) -> None:
+    """`result.json`, and what is short of it printed."""
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps({key: value for key, value in result.items() if key not in ("history", "model")}, indent=1))
+
+
+def glance(pictures: int, scorer: Scorer, policy: Policy, tasks: list[Task]) -> Glance:
+    """What the policy does after so many pictures: one of each task, on the same background at each call."""
     _, _, layouts = lay_out(policy, tasks, 1)
-    pictures = scorer.draw(layouts, list(range(len(tasks))))
-    return pictures, scorer.score(tasks, pictures), [task.kept(layout) for task, layout in zip(tasks, layouts)]
+    images = scorer.draw(layouts, list(range(len(tasks))))
+    kept = [task.kept(layout) for task, layout in zip(tasks, layouts)]
+    return Glance(pictures, images, scorer.score(tasks, images), kept)
 
 
-def summary(scores: list[float], kept: list[float]) -> dict[str, float | None]:
+def summary(glance: Glance) -> dict[str, float | None]:
     """The mean score of pictures, also of those that keep all of their prompt and of the others: a policy that pleases
     the scorer without the geometry has many of the second sort, and they score like the first."""
-    whole = [score for score, share in zip(scores, kept) if share == 1]
-    broken = [score for score, share in zip(scores, kept) if share < 1]
+    whole = [score for score, share in zip(glance.scores, glance.kept) if share == 1]
+    broken = [score for score, share in zip(glance.scores, glance.kept) if share < 1]
     return {
-        "mean_score": fmean(scores),
-        "relations_kept": fmean(kept),
-        "all_kept": len(whole) / len(kept),
+        "pictures": glance.pictures,
+        "mean_score": fmean(glance.scores),
+        "relations_kept": fmean(glance.kept),
+        "all_kept": len(whole) / len(glance.kept),
         "mean_score_of_all_kept": fmean(whole) if whole else None,
         "mean_score_of_others": fmean(broken) if broken else None,
     }
@@ -91,23 +101,21 @@ def quarters(history: list[Step]) -> list[dict[str, float | None]]:
     found, size = [], math.ceil(len(history) / 4)
     for first in range(0, len(history), size):
         steps = history[first : first + size]
-        agreed = [step.agreement for step in steps if step.agreement is not None]
+        pairs = sum(step.pairs for step in steps)
         means = {name: fmean(getattr(step, name) for step in steps) for name in ("score", "accuracy")}
-        found.append({**means, "agreement": fmean(agreed) if agreed else None})
+        found.append({**means, "agreement": sum(step.agreed for step in steps) / pairs if pairs else None})
     return found
 
 
 def compare(scorer: Scorer, held_out: list[Task], args: argparse.Namespace) -> dict[str, list[list[Step]]]:
     """Runs with the filter and without, of the same seeds and on as many pictures."""
     counts = {"iterations": args.compare, "prompts": args.prompts}
-    return {
-        name: [
-            train(Policy(seed), scorer, tasks, held_out, **counts, k=k, name=f"{name}, seed {seed}")
-            for seed in range(1, 1 + args.seeds)
-            for tasks in (Tasks(scorer.drawings, seed, held_out=False),)
-        ]
-        for name, k in (("filter", KEPT), ("no filter", GROUP))
-    }
+    runs: dict[str, list[list[Step]]] = {"filter": [], "no filter": []}
+    for seed in range(1, 1 + args.seeds):
+        for (name, done), k in zip(runs.items(), (KEPT, GROUP)):
+            tasks = Tasks(scorer.drawings, seed, held_out=False)
+            done.append(train(Policy(seed), scorer, tasks, held_out, **counts, k=k, name=f"{name}, seed {seed}"))
+    return runs
 
 
 def curve_summary(run: list[Step]) -> dict[str, float]:
@@ -165,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", nargs="?", default=os.environ.get("SPATIALSCORE_ADDRESS", "127.0.0.1:50051"))
     parser.add_argument("--short", action="store_true", help="the two-minute form")
-    parser.add_argument("--iterations", type=int, help="of a policy's training (40; 10 in the short form)")
+    parser.add_argument("--iterations", type=int, help="of a policy's training (40; 15 in the short form)")
     parser.add_argument("--prompts", type=int, default=4, help=f"groups of {GROUP} in an iteration (4)")
     parser.add_argument("--compare", type=int, default=10, help="iterations with the filter and without (10)")
     parser.add_argument("--seeds", type=int, default=3, help="of that comparison (3)")
@@ -174,7 +182,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--out", type=Path, default=Path("target/grpo_layout"), help="a folder (target/grpo_layout)")
     args = parser.parse_args()
-    args.iterations = args.iterations or (10 if args.short else 40)
+    args.iterations = args.iterations or (15 if args.short else 40)
     args.out.mkdir(parents=True, exist_ok=True)
     with SpatialScoreClient(args.target, timeout=300) as client:
         served = client.model()
