@@ -9,7 +9,7 @@ CARGO := cargo
 BINARY := target/release/spatialscore
 
 .PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device fixtures train-mini \
-    test-training eval report client-stubs client-test client-frameworks clean
+    test-training eval report client-stubs client-test client-frameworks example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -137,6 +137,20 @@ client-test: build .venv/client/installed ## Test the Python client and its adap
 client-frameworks: build .venv/frameworks/installed ## Test the adapters in torch, TRL and UniRL themselves (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
 	    $(addprefix clients/python/tests/test_,adapters.py images.py rewards.py server.py)
+
+.venv/example/installed: scripts/python_env.py examples/grpo_layout/requirements.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) examples/grpo_layout/requirements.txt
+	.venv/example/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
+EXAMPLE = PYTHONPATH=training scripts/with_server.sh $(BINARY) .venv/example/bin/python examples/grpo_layout/train.py
+
+example: build .venv/example/installed .cache/drawings/fetched ## Train a policy by GRPO on the server's scores alone
+	$(EXAMPLE)
+
+example-short: build .venv/example/installed .cache/drawings/fetched ## The same in two minutes, held against noise
+	PYTHONPATH=training .venv/example/bin/python -m pytest -q examples/grpo_layout
+	$(EXAMPLE) --short
 
 clean: ## Remove what was built; fetched libraries stay
 	$(CARGO) clean
