@@ -74,7 +74,7 @@ test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetch
 	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
-	$(MAKE) client-test
+	$(MAKE) client-test example-short
 
 FUZZ_SECONDS ?= 300
 fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS
@@ -108,12 +108,11 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/training/bin/python -m pip install -q -e "training[server,lora,test]"
 	@touch $@
 
-# The stage `join` of the recipe is not part of the shipped checkpoint: its halves are put together as they are.
+# MINUTES=30 stops after so long; the next call goes on from there.
 train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-in checkpoint again, resuming where it stood
-	for stage in see read read-more read-all see-more read-on; do \
-	    .venv/training/bin/spatialscore-train --stage $$stage; done
-	cd .cache/runs/mini && $(CURDIR)/.venv/training/bin/python -m spatialscore_training.merge see-more.pt read-on.pt merged.pt
-	.venv/training/bin/python -m spatialscore_training.export .cache/runs/mini/merged.pt .cache/export/spatialscore-mini
+	.venv/training/bin/spatialscore-train $(if $(MINUTES),--minutes $(MINUTES))
+	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
+	    .cache/runs/mini/judge.pt .cache/export/spatialscore-mini; fi
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python
