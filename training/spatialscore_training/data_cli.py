@@ -30,6 +30,7 @@ def make(options: argparse.Namespace) -> None:
         clauses=tuple(options.clauses),
         phrasings=(-2, 99) if options.phrasings == "held-out" else (0, 99),
         styles=tuple(options.styles),
+        shadow=options.shadow,
         depth=0.0 if options.relations == "plain" else 0.15,
     )
     write_pairs(options.folder, world, options.drawings, options.seed, options.side, options.pairs, options.jobs)
@@ -65,6 +66,7 @@ def main() -> None:
     making.add_argument("--clauses", type=int, nargs=2, default=(1, 12), metavar=("LEAST", "MOST"), help="relations in a prompt")
     making.add_argument("--phrasings", choices=("training", "held-out"), default="training", help="which ways of saying it")
     making.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings")
+    making.add_argument("--shadow", type=float, default=World().shadow, help="how far a thing casts one, as a fraction of the side")
     making.add_argument("--jobs", type=int, help="processes; one a core if not given")
     making.set_defaults(run=make)
 
