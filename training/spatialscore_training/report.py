@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
 def measured(folder: Path) -> list[Measured]:
     """Every data set in a folder that was measured, baselines behind their data set."""
-    found = sorted(folder.rglob("eval.json"))
+    found = sorted(folder.rglob("eval.json"), key=lambda path: path.parent)
     read = lambda path: json.loads(path.read_text())
     return [Measured(str(path.parent.relative_to(folder)), read(path), read(path.with_name("scores.json"))) for path in found]
 
@@ -46,7 +46,8 @@ def percent(share: dict) -> str:
 def _bars(axis, title: str, group: dict[str, dict]) -> None:
     """Accuracies with their intervals."""
     middles = [share["accuracy"] for share in group.values()]
-    reach = [[s["accuracy"] - s["low"] for s in group.values()], [s["high"] - s["accuracy"] for s in group.values()]]
+    # An interval may end a rounding error short of 1.
+    reach = [[max(0, way) for way in ways] for ways in zip(*((s["accuracy"] - s["low"], s["high"] - s["accuracy"]) for s in group.values()))]
     axis.bar(list(group), middles, yerr=reach, color="#3b6ea5", ecolor="#222", capsize=3)
     axis.axhline(0.5, color="#999", linewidth=1)
     axis.set(title=title, ylim=(0, 1.02), ylabel="pairs in the right order")

@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from spatialscore_training.evaluate import certainty, interval, judge, page, shares
+from spatialscore_training import report
+from spatialscore_training.evaluate import bag_of_words, blank, certainty, interval, judge, page, shares, shuffled, told
 from spatialscore_training.manifest import read_pairs, validate
 from spatialscore_training.scorers import Score
 
@@ -35,8 +36,32 @@ def test_a_users_manifest_is_judged_and_reported(pairs):
     judged = judge(Fake(), list(read_pairs(pairs)))
     found = shares(judged)
     assert found["all"]["accuracy"] == 0.5 and found["by relation"]["edge"]["accuracy"] == 0.0
-    report = page("a model", found, judged, mistakes=5)
-    assert "second &lt;b&gt;prompt" in report and "the first" not in report and 'class=broken>left_edge(cat)' in report
+    text = page("a model", found, judged, mistakes=5)
+    assert "second &lt;b&gt;prompt" in text and "the first" not in text and 'class=broken>left_edge(cat)' in text
+
+
+def test_a_report_is_made_of_what_was_measured(pairs, monkeypatch):
+    judged = judge(Fake(), list(read_pairs(pairs)))
+    sets = pairs / "measured"
+    for name in ("mine", "mine/blank"):
+        (sets / name).mkdir(parents=True)
+        (sets / name / "eval.json").write_text(json.dumps({"model": "a model"} | shares(judged)))
+        (sets / name / "scores.json").write_text(json.dumps([told(pair) for pair in judged]))
+    monkeypatch.setattr("sys.argv", ["report", str(sets), "--out", str(pairs / "report")])
+    report.main()
+    text = (pairs / "report" / "README.md").read_text()
+    assert "| mine | 50.0% (" in text and "| mine/blank | 50.0% (" in text
+    assert {path.name for path in (pairs / "report").iterdir()} == {"README.md", "accuracies.png", "mine.png"}
+
+
+def test_baselines_lose_what_tells_pairs_apart(pairs, tmp_path):
+    records = list(read_pairs(pairs))
+    greys = blank(records, tmp_path)
+    assert all(record["kept"] == record["broken"] for record in greys)
+    assert [record["prompt"] for record in shuffled(records, tmp_path)] == [record["prompt"] for record in records[::-1]]
+    assert bag_of_words(records, tmp_path)[0]["prompt"] == "<b>prompt</b> first the"
+    tie = type("Tie", (), {"scores": lambda self, items: ((i, Score(1.0, 0.5)) for i, _ in enumerate(items))})()
+    assert shares(judge(tie, greys))["all"]["accuracy"] == 0.5
 
 
 def test_interval_is_wilsons():
