@@ -226,8 +226,10 @@ def in_child(client: Any, results: Any) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_client_works_in_child_processes(fake_process: str, method: str) -> None:
-    """As in DataLoader workers and Ray actors; where they are spawned, while the parent has calls under way, too. A fork
-    in the middle of gRPC's own calls is gRPC's to survive, and it does not always (see the README)."""
+    """As in DataLoader workers and Ray actors; where they are spawned, while the parent has calls under way, too.
+
+    A fork in the middle of a call is gRPC's to survive, and it does not always (see the README).
+    """
     context: Any = multiprocessing.get_context(method)
     client = sc.SpatialScoreClient(fake_process, timeout=20)
     expected = [pytest.approx(number + 0.006) for number in range(3)]
