@@ -11,5 +11,5 @@ Layout, in the order in which a pair comes to be and is learned:
 - `tokenizer`, `model`   the small Qwen2.5-VL, from nothing
 - `truth`       what the generator knows of each visual token
 - `batches`, `train`     the stages of the recipe (`mini.toml`)
-- `merge`, `export`, `evaluate`   the checkpoint that the server reads, and its figures
+- `merge`, `export`, `evaluate`, `report`   the checkpoint that the server reads, and its figures
 """

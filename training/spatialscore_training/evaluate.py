@@ -44,6 +44,11 @@ def interval(right: float, count: int) -> dict[str, float | int]:
     return {"accuracy": share, "low": middle - half, "high": middle + half, "pairs": count}
 
 
+def percent(share: dict) -> str:
+    """A share with its interval, for people."""
+    return f"{share['accuracy']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+
+
 def certainty(kept: Score, broken: Score) -> float | None:
     """How likely the model itself holds its order of the two to be right."""
     if kept.stddev is None or broken.stddev is None:
@@ -127,7 +132,6 @@ def _mistake(pair: dict) -> str:
 
 def page(model: str, found: dict, judged: list[dict], mistakes: int) -> str:
     """The report as HTML. The broken relations of a mistake are marked."""
-    percent = lambda s: f'{s["accuracy"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%})'
     tables = "".join(
         f"<h2>{title.capitalize()}</h2><table>"
         + "".join(f"<tr><td>{name}<td>{percent(share)}<td>{share['pairs']:,} pairs" for name, share in group.items())

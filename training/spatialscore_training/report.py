@@ -18,6 +18,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from PIL import Image
 
+from .evaluate import percent
+
 SHOWN = 4
 """Pairs of each data set on the page of examples, half of them the gravest mistakes."""
 
@@ -37,10 +39,6 @@ def measured(folder: Path) -> list[Measured]:
     found = sorted(folder.rglob("eval.json"), key=lambda path: path.parent)
     read = lambda path: json.loads(path.read_text())
     return [Measured(str(path.parent.relative_to(folder)), read(path), read(path.with_name("scores.json"))) for path in found]
-
-
-def percent(share: dict) -> str:
-    return f"{share['accuracy']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
 
 
 def _bars(axis, title: str, group: dict[str, dict]) -> None:
