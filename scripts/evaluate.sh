@@ -9,8 +9,9 @@ pairs=${PAIRS:-2000}
 measure() {
     local sort=$1
     shift
-    [ -d "target/eval/$sort" ] ||
-        "$python" -m spatialscore_training.data_cli make "target/eval/$sort" --pairs "$pairs" --kinds 64 "$@"
+    # Always anew: pairs of another number, or of an older generator, would be measured in their place.
+    rm -rf "target/eval/$sort"
+    "$python" -m spatialscore_training.data_cli make "target/eval/$sort" --pairs "$pairs" --kinds 64 "$@"
     score "$sort"
 }
 
