@@ -22,6 +22,8 @@ from .scenes import Scene, World, draw
 from .tokenizer import BEFORE, BEHIND
 from .truth import Cells, cells, depth
 
+NOWHERE = [(float("nan"), float("nan"))] * 3
+
 
 @dataclass
 class Batch:
@@ -47,9 +49,9 @@ class Batch:
     """[B, P]: where each prompt's reward is read, and whether the picture keeps the prompt."""
     clauses: Tensor
     clause_kept: Tensor
-    ways: Tensor
-    """[C, 2] row and token at which a clause is over, [C] whether it holds, [C, 2] the way to its first thing from the
-    middle of the others: x and y from -2 to 2; from the middle of the picture where there are no others."""
+    things: Tensor
+    """[C, 2] row and token at which a clause is over, [C] whether it holds, [C, 3, 2] where the things are that it is
+    about: x and y from -1 to 1; not a number behind the last."""
     mentions: Tensor
     places: Tensor
     fronts: Tensor
@@ -83,14 +85,6 @@ def frame(tokenizer: Tokenizer, grid: int) -> Frame:
     image = at + np.stack([np.zeros_like(rows), rows, columns])
     positions = np.concatenate([text[:, :at], image, text[:, at:]], axis=1)
     return Frame(np.array(ids[:at] + [pad] * (grid * grid) + ids[at + 1 :]), positions, len(ids) - 1 + grid)
-
-
-def _way(places: list[tuple[float, float]]) -> tuple[float, float]:
-    """From the middle of the others to the first."""
-    if not places:
-        return 0.0, 0.0
-    (x, y), others = places[0], places[1:] or [(0.0, 0.0)]
-    return x - sum(x for x, _ in others) / len(others), y - sum(y for _, y in others) / len(others)
 
 
 class Lessons(Dataset):
@@ -127,7 +121,7 @@ class Lessons(Dataset):
         positions = np.zeros((3, len(rows), length), np.int64)
         ids[:, :before], positions[:, :, :before] = self.frame.ids, self.frame.positions[:, None]
         spans = np.full((len(texts), max(len(e.ids) for row in tokens for e in row)), -1)
-        reward, kept, clauses, clause_kept, ways, mentions, places, fronts = [], [], [], [], [], [], [], []
+        reward, kept, clauses, clause_kept, things, mentions, places, fronts = [], [], [], [], [], [], [], []
         for row, (scene, questions, which) in enumerate(rows):
             front = {thing.kind: depth(scene.things, i) for i, thing in enumerate(scene.things)}
             where = {thing.kind: (2 * thing.x - 1, 2 * thing.y - 1) for thing in scene.things}
@@ -145,7 +139,7 @@ class Lessons(Dataset):
                 # A clause is over at the sign behind it.
                 clauses += [(row, ends_at[stop] + 1) for stop in question.prompt.ends]
                 clause_kept += truths
-                ways += [_way([where[kind] for kind in clause.about]) for clause in question.prompt.clauses]
+                things += [[*(where[kind] for kind in clause.about), *NOWHERE][:3] for clause in question.prompt.clauses]
                 mentions += [(row, ends_at[mention.end]) for mention in question.prompt.mentions]
                 places += [where[mention.kind] for mention in question.prompt.mentions]
                 fronts += [front[mention.kind] for mention in question.prompt.mentions]
@@ -161,7 +155,7 @@ class Lessons(Dataset):
             kept=torch.tensor(kept).view(shape),
             clauses=torch.tensor(clauses),
             clause_kept=torch.tensor(clause_kept),
-            ways=torch.tensor(ways),
+            things=torch.tensor(things),
             mentions=torch.tensor(mentions),
             places=torch.tensor(places),
             fronts=torch.tensor(fronts),

@@ -14,6 +14,8 @@ ACCURACIES = ("kinds", "depth", "clauses", "broken", "reward", "pairs")
 def plot_curves(folder: Path) -> None:
     """`curves.png` of a run: for each stage, what share of its answers was right, step by step."""
     stages = sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime)
+    if not stages:
+        return
     figure, axes = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False, sharey=True)
     for axis, path in zip(axes[0], stages):
         lines = list(csv.DictReader(path.open()))

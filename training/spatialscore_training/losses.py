@@ -56,7 +56,7 @@ def seeing(visual: Tensor, blocks: list[Tensor], names: Tensor, tutor: Tutor, ba
 
 
 def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Where each visual token is, where each named thing is, the way between a clause's things, and whether it holds."""
+    """Where each visual token is, where each named thing is, where those of a clause are, and whether it holds."""
     grid = int(batch.kind.shape[1] ** 0.5)
     line = torch.linspace(-1, 1, grid, device=batch.ids.device)
     own = torch.cartesian_prod(line, line).repeat(len(batch.ids), 1)
@@ -66,7 +66,9 @@ def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token:
     points = F.smooth_l1_loss(pointed, batch.places, beta=0.2)
     fronts = F.mse_loss(tutor.front(at).squeeze(-1), batch.fronts)
     over = batch.clauses.unbind(1)
-    ways = F.smooth_l1_loss(tutor.way(hidden[tutor.WAYS_AFTER][over]), batch.ways, beta=0.2)
+    there = batch.things.isfinite()
+    found, true = tutor.things(hidden[tutor.THINGS_AFTER][over]).view_as(batch.things)[there], batch.things[there]
+    things = F.smooth_l1_loss(found, true, beta=0.2)
     said = tutor.clause(hidden[tutor.CLAUSES_AFTER][over]).squeeze(-1)
     clauses = F.binary_cross_entropy_with_logits(said, batch.clause_kept.float())
     right = ((said > 0) == batch.clause_kept).float()
@@ -74,11 +76,11 @@ def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token:
         "places": places,
         "points": (pointed - batch.places).norm(dim=-1).mean(),
         "fronts": fronts,
-        "ways": ways,
+        "things": (found - true).abs().mean(),
         "clauses": right.mean(),
         "broken": right[~batch.clause_kept].mean(),
     }
-    return places + 2 * points + fronts + 2 * ways + clauses, figures
+    return places + 2 * points + fronts + 3 * things + clauses, figures
 
 
 def bradley_terry(better: Tensor, worse: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ class Tutor(nn.Module):
     OF_EYES = ("front_kind.", "box.", "behind_kind.", "order.", "shade.")
     """The heads on the vision tower; all others are on the decoder."""
     SHADE_AFTER, FRONT_AFTER, BOXES_AFTER, ORDER_AFTER, BEHIND_AFTER = 2, 3, 4, 5, 6  # vision blocks
-    PLACES_AFTER, POINTS_AFTER, WAYS_AFTER, CLAUSES_AFTER = 1, 2, 3, 4  # decoder layers; the reward comes after 5
+    PLACES_AFTER, POINTS_AFTER, THINGS_AFTER, CLAUSES_AFTER = 1, 2, 3, 4  # decoder layers; the reward comes after 5
 
     def __init__(self, width: int, vision_width: int, kinds: int, extras: int, seed: int):
         super().__init__()
@@ -156,7 +156,7 @@ class Tutor(nn.Module):
         self.register_buffer("offsets", directions[1:].clone() * 0.5)
         self.place = nn.Linear(width, 2)
         self.point = nn.Linear(width, 2)
-        self.way = nn.Linear(width, 2)
+        self.things = nn.Linear(width, 6)
         self.front = nn.Linear(width, 1)
         self.clause = nn.Linear(width, 1)
 
@@ -190,12 +190,18 @@ def look(model: Qwen2_5_VLForConditionalGeneration, pictures: Tensor) -> tuple[T
     batch, side = pictures.shape[:2]
     visual = model.model.visual
     grid = torch.tensor([[1, side // PATCH, side // PATCH]] * batch, device=pictures.device)
-    seen = visual(patches(pictures), grid_thw=grid, output_hidden_states=True)
+    with _mixed_precision(model, pictures):
+        seen = visual(patches(pictures), grid_thw=grid, output_hidden_states=True)
     # The blocks work on the cells window by window.
     order = get_vision_window_index(grid, MERGE, visual.window_size, visual.patch_size)[0].argsort()
-    return seen.pooler_output.unflatten(0, (batch, -1)), [
-        states.unflatten(0, (-1, MERGE**2))[order].unflatten(0, (batch, -1)) for states in seen.hidden_states
+    return seen.pooler_output.float().unflatten(0, (batch, -1)), [
+        states.float().unflatten(0, (-1, MERGE**2))[order].unflatten(0, (batch, -1)) for states in seen.hidden_states
     ]
+
+
+def _mixed_precision(model: Qwen2_5_VLForConditionalGeneration, like: Tensor) -> torch.autocast:
+    """In training the products are in bfloat16, which take half the time on a CPU that has it; the sums stay in fp32."""
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=model.training)
 
 
 @dataclass(frozen=True)
@@ -236,8 +242,7 @@ def read(model: Qwen2_5_VLForConditionalGeneration, visual: Tensor, ids: Tensor,
     decoder = model.model.language_model
     embedded = decoder.embed_tokens(ids)
     embedded = embedded.masked_scatter((ids == model.config.image_token_id)[..., None], visual)
-    # In bfloat16 the products take half the time on a CPU that has it; the sums stay in fp32.
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=model.training):
+    with _mixed_precision(model, ids):
         output = decoder(
             inputs_embeds=embedded,
             position_ids=positions,

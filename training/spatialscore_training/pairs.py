@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .drawings import Drawings
 from .prompts import Prompt, write
-from .relations import Clause, Things, clauses_about, verdict
+from .relations import Clause, Things, clauses_about, family, verdict
 from .scenes import Scene, World, new_scene, new_twin
 
 
@@ -38,6 +38,14 @@ def _by_relation(said: dict, wanted: tuple) -> dict[str, list[Clause]]:
     """The clauses of which the layouts say `wanted`, by relation; relations without any are left out."""
     found = {relation: [c for c, v in clauses.items() if v == wanted] for relation, clauses in said.items()}
     return {relation: clauses for relation, clauses in found.items() if clauses}
+
+
+def _by_family(said: dict, wanted: tuple) -> dict[str, list[Clause]]:
+    """The same by family."""
+    found: dict[str, list[Clause]] = {}
+    for relation, clauses in _by_relation(said, wanted).items():
+        found.setdefault(family(relation), []).extend(clauses)
+    return found
 
 
 def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> list[Clause]:
@@ -103,15 +111,16 @@ class Question(NamedTuple):
 def new_questions(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
     """One scene and so many prompts about it, for the first stage.
 
-    Half of the prompts are kept in full; in the others one clause or two are broken. A relation is asked only where the
-    scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone say
-    nothing.
+    Half of the prompts are kept in full; in the others one clause or two are broken. A family of relations is asked only
+    where the scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone
+    say nothing.
     """
     while True:
         scene = new_scene(rng, world, drawings)
         said = verdicts(world, scene.things)
-        true, false = _by_relation(said, (True,)), _by_relation(said, (False,))
-        both = [relation for relation in world.relations if relation in true and relation in false]
+        true, false = _by_family(said, (True,)), _by_family(said, (False,))
+        both = [sort for sort in true if sort in false]
+        stressed = [sort for sort in world.stress if sort in both]
         if both:
             break
     questions = []
@@ -120,7 +129,8 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
         broken = rng.randint(1, min(2, length)) if rng.random() < 0.5 else 0
         truths = [False] * broken + [True] * (length - broken)
         rng.shuffle(truths)
-        clauses = tuple(rng.choice((true if truth else false)[rng.choice(both)]) for truth in truths)
+        sorts = [rng.choice(stressed if stressed and rng.random() < 0.5 else both) for _ in truths]
+        clauses = tuple(rng.choice((true if truth else false)[sort]) for sort, truth in zip(sorts, truths))
         questions.append(Question(write(rng, clauses, world.phrasings), (tuple(truths),)))
     return [scene], questions
 

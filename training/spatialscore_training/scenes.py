@@ -27,6 +27,8 @@ class World:
     size: tuple[float, float] = (0.16, 0.34)
     """The longer side of a drawing, as a fraction of the picture's."""
     relations: tuple[str, ...] = PLAIN
+    stress: tuple[str, ...] = ()
+    """Families of relations that make up half of what the reader is asked; one that stands here twice counts twice."""
     clauses: tuple[int, int] = (1, 4)
     """The least and the greatest number of clauses in a prompt."""
     phrasings: tuple[int, int] = (0, 99)

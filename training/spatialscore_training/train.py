@@ -33,7 +33,7 @@ from tqdm import tqdm
 from . import losses
 from .batches import Batch, Lessons
 from .curves import plot_curves
-from .drawings import DEFAULT_FOLDER, kinds
+from .drawings import DEFAULT_FOLDER, STYLES, kinds
 from .model import Tutor, look, names, new_model, read, whiten
 from .relations import PLAIN, RULES
 from .scenes import World
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--stage", help="only this stage (default: each in turn)")
     parser.add_argument("--steps", type=int, help="end a stage after so many steps in place of the recipe's")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop, resumable, after so long (default: never)")
+    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings (default: all)")
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder of the drawings (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
@@ -283,7 +284,8 @@ def main() -> None:
     stages = read_recipe(options.recipe)
     for stage in stages:
         if options.stage in (None, stage.name) and time.monotonic() < until:
-            stage = replace(stage, steps=options.steps or stage.steps)
+            world = replace(stage.world, styles=tuple(options.styles))
+            stage = replace(stage, world=world, steps=options.steps or stage.steps)
             Trainer(stage, folder, options.drawings, options.seed, accelerator).run(options.workers, until)
 
 

@@ -1,5 +1,10 @@
 """The trainer's short cuts give what transformers gives, and a stage resumes bit for bit."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,7 +16,7 @@ from spatialscore_training.batches import Lessons
 from spatialscore_training.model import look, new_model, patches, read
 from spatialscore_training.scenes import World
 from spatialscore_training.tokenizer import kind_ids, train_tokenizer
-from spatialscore_training.train import Stage, Trainer
+from spatialscore_training.train import Stage, Trainer, read_recipe
 
 from test_generator import drawings, folder  # noqa: F401
 
@@ -73,6 +78,54 @@ def test_a_stage_resumes_bit_for_bit(trains, folder, tmp_path):
             trainer.save()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+RECIPE = """
+[world]
+kinds = 16
+things = [2, 3]
+relations = "all"
+stress = ["between", "empty"]
+
+[stages.try]
+trains = "reader"
+side = 112
+rows = 2
+prompts = 2
+rate = 1e-3
+steps = 3
+"""
+
+
+def test_two_processes_go_as_one_with_both_their_lessons(folder, tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    # As `accelerate launch` does for GPUs; for CPUs it wants MPI.
+    launch = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
+    train = f"-m spatialscore_training.train --cpu --threads 1 --recipe recipe.toml --drawings {folder}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(f"{launch} {train}".split(), cwd=tmp_path, env=environment, check=True, timeout=300)
+    two = torch.load(tmp_path / ".cache/runs/mini/try.pt", weights_only=True)
+
+    (stage,) = read_recipe(tmp_path / "recipe.toml")
+    (tmp_path / "one").mkdir()
+    one = Trainer(stage, tmp_path / "one", folder, 0, Accelerator(cpu=True))
+    one.model.train()
+    trained = [p for group in one.optimiser.param_groups for p in group["params"]]
+    while one.step < stage.steps:
+        lessons, step, gradients = (2 * one.step, 2 * one.step + 1), one.step, []
+        for lesson in lessons:
+            torch.manual_seed((one.seed << 32) + lesson)
+            one.optimiser.zero_grad()
+            one.losses(one.lessons[lesson])[0].backward()
+            gradients.append([p.grad for p in trained])
+        # Its own share of the step is that of the lesson asked last; the mean of both takes its place.
+        one._share_gradients = lambda: [setattr(p, "grad", (a + b) / 2 if a is not None else None) for p, a, b in zip(trained, *gradients)]
+        one.lesson = lambda _: lessons[1]
+        one.advance(one.lessons[lessons[1]])
+        assert one.step == step + 1
+    assert two["step"] == stage.steps
+    for name, weight in one.model.state_dict().items():
+        assert torch.allclose(two["model"][name], weight, atol=1e-5), name
 
 
 def test_merge_takes_the_eyes_of_one_state_and_the_rest_of_the_other(tmp_path, monkeypatch):
