@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
+use crate::caller::Claim;
 use crate::config::{Limits, Settings};
 use crate::device::NoDevice;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, Output};
 use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
-use crate::scheduler::{Claim, Job, Permit, Queue, Scored};
+use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::worker::{self, Post};
 
 use pool::Pool;

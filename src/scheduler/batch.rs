@@ -1,7 +1,7 @@
 //! The plan of a batch: whose turn it is, and what goes well with it.
 
-use super::caller::Priority;
 use super::fair::{Fair, Lane, Place};
+use crate::caller::Priority;
 use crate::config::BatchBudget;
 
 /// How many batches ahead the plan looks for samples of similar length.
@@ -114,8 +114,8 @@ impl<T> Lane<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::caller::Caller;
     use super::*;
+    use crate::caller::Caller;
 
     const BUDGET: BatchBudget = BatchBudget { tokens: 1000, items: 8 };
 

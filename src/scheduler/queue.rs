@@ -7,10 +7,10 @@ use metrics::counter;
 use tokio::sync::{Notify, oneshot};
 use tracing::Span;
 
-use super::caller::{Caller, Claim, Priority};
 use super::fair::Fair;
 use super::rate::{Drain, Latency};
 use super::room::{Held, Room};
+use crate::caller::{Caller, Claim, Priority};
 use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};

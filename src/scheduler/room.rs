@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use metrics::gauge;
 
-use super::caller::{Caller, Claim, Priority};
 use super::rate::{Comeback, Drain};
+use crate::caller::{Caller, Claim, Priority};
 use crate::config::Capacity;
 use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
 

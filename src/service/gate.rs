@@ -17,8 +17,8 @@ use tracing::Span;
 use super::punctual::Punctual;
 use super::status::status;
 use crate::auth::{Followed, Tokens};
+use crate::caller::Caller;
 use crate::error::ScoreError;
-use crate::scheduler::Caller;
 
 /// What health checkers ask. They are asked nothing: neither Kubernetes nor most balancers can show a token, and all
 /// that they learn is whether the server serves.

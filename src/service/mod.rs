@@ -18,11 +18,12 @@ use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::caller::{Caller, Claim, Priority};
 use crate::engine::{Admitted, Answer, Engine};
 use crate::error::ScoreError;
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
-use crate::scheduler::{Caller, Claim, Permit, Priority};
+use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
