@@ -406,3 +406,18 @@ async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refuse
         assert_eq!(means, [0.0, 1.0, 2.0, 3.0, 4.0].map(|step| first + step));
     }
 }
+
+/// Sixteen megabytes of items of nothing, two bytes each, would be half a gigabyte once they are decoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_of_nothing_are_counted_before_they_are_decoded() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let raw = Raw::connect(server.address.parse().unwrap()).await;
+    assert_eq!(raw.call("Score", framed(&request([7]).encode_to_vec())).await.status.code(), Code::Ok);
+    let before = server.memory("VmRSS");
+    let status = soon(raw.call("Score", framed(&[0x12, 0].repeat(8 << 20)))).await.status;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("fields"), "{status}");
+    let peak = server.memory("VmHWM").saturating_sub(before);
+    println!("8 million items: {} MiB more", peak >> 20);
+    assert!(peak < 96 << 20, "{peak} bytes");
+}
