@@ -10,7 +10,7 @@ const LOOKAHEAD: usize = 4;
 const MOST_SKIPS: u32 = 3;
 /// For each token of evaluation that waits, at most this many tokens of training go first: evaluation has at least a
 /// tenth of the device.
-const TRAINING_PER_EVALUATION: usize = 9;
+pub(super) const TRAINING_PER_EVALUATION: usize = 9;
 
 /// A batch in the making.
 struct Plan<T> {
