@@ -228,3 +228,34 @@ fn score_writes_results_in_the_order_of_the_input() {
     let (code, _, said) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 1 && said.starts_with("error: UNAVAILABLE: "), "{said}");
 }
+
+/// The smallest limits that there can be leave something to score, or say that they do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_smallest_limits_start_where_anything_can_keep_them() {
+    let smallest = ["max_image_pixels", "max_image_bytes", "max_prompt_bytes", "max_items_per_request"];
+    let smallest = smallest.map(|name| format!("--set=limits.{name}=1"));
+    let server =
+        tokio::task::block_in_place(|| Server::serving_with(&smallest.each_ref().map(String::as_str)));
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let raw = proto::RawImage { width: 1, height: 1, rgb8: vec![7; 3].into() };
+    let mut request = request([]);
+    request.prompt = Some("a".into());
+    request.items.push(item(proto::Image { source: Some(proto::image::Source::Raw(raw)) }));
+    assert!(outcomes(&client.score(request).await.unwrap().into_inner())[0].is_ok());
+    for (name, words) in [("max_item_tokens", "than the 1 tokens"), ("max_prompt_tokens", "may have 1")] {
+        let limit = format!("--set=limits.{name}=1");
+        let (code, _, said) = tokio::task::block_in_place(|| {
+            let checkpoint = checkpoint();
+            run(&[
+                "serve",
+                "--listen=127.0.0.1:0",
+                "--metrics-listen=",
+                &limit,
+                "--checkpoint",
+                checkpoint.to_str().unwrap(),
+            ])
+        });
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("nothing could ever be scored") && said.contains(words), "{said}");
+    }
+}
