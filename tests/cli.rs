@@ -221,6 +221,12 @@ fn score_writes_results_in_the_order_of_the_input() {
     assert!(lines[2].contains("INVALID_ARGUMENT: item.image.encoded: "), "{out}");
     assert!(lines[3].contains("No such file"), "{out}");
 
+    let evaluated =
+        || get(server.metrics_address(), "/metrics").contains("queue_items{priority=\"evaluation\"}");
+    assert!(!evaluated());
+    let (code, _, _) = run(&[&arguments[..], &["--priority=evaluation", &path("3.png")]].concat());
+    assert!(code == 0 && evaluated());
+
     let (code, out, _) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 0 && out.contains("MEAN") && out.contains("a cup"), "{out}");
     server.signal("TERM");
