@@ -3,13 +3,17 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::process::Output;
+use std::time::Duration;
 
 use common::process::{Server, get, program, run};
 use common::*;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
+use regex::Regex;
 use serde_json::Value;
+use spatialscore::config::{Settings, Sources};
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio_stream::wrappers::ReceiverStream;
@@ -264,4 +268,27 @@ async fn the_smallest_limits_start_where_anything_can_keep_them() {
         assert_eq!(code, 1, "{said}");
         assert!(said.contains("nothing could ever be scored") && said.contains(words), "{said}");
     }
+}
+
+/// The manifest's settings exist, and its pods are given the time to end in order.
+#[test]
+fn kubernetes_waits_until_a_pod_has_drained() {
+    let manifest = include_str!("../deploy/kubernetes.yaml");
+    let number = |pattern: &str| -> u64 {
+        let found = Regex::new(pattern).unwrap().captures(manifest).unwrap_or_else(|| panic!("{pattern}"));
+        found[1].parse().unwrap()
+    };
+    let variable = Regex::new(r#"name: (SPATIALSCORE__\w+), value: "?([^"}]+)"?\}"#).unwrap();
+    let mut environment: HashMap<String, String> =
+        variable.captures_iter(manifest).map(|found| (found[1].into(), found[2].into())).collect();
+    assert!(environment.len() > 2, "{environment:?}");
+    // It is there once the secret is mounted.
+    environment.remove("SPATIALSCORE__AUTH__TOKENS_FILE").unwrap();
+    let settings = Settings::load(&Sources { environment, ..Sources::default() }).unwrap().server;
+    let patience = Duration::from_secs(number(r"\n +terminationGracePeriodSeconds: (\d+)\n"));
+    // Seconds more, for connections to close.
+    let needed = settings.drain_grace + settings.drain_timeout + Duration::from_secs(5);
+    assert!(patience >= needed, "killed after {patience:?}; to end in order takes up to {needed:?}");
+    let looked_at = Duration::from_secs(number(r"readinessProbe: \{grpc: .*periodSeconds: (\d+)"));
+    assert!(settings.drain_grace > looked_at, "calls are refused before the pod is seen to be unready");
 }
