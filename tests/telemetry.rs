@@ -174,6 +174,22 @@ fn dashboard_and_rules_name_metrics_that_exist() {
     assert!(queries.len() > 20);
     let asked =
         names(&queries.join("\n")).into_iter().chain(names(include_str!("../deploy/prometheus/rules.yml")));
+    let asked: BTreeSet<String> = asked.collect();
+    // What the planner, the cache and the workers do, and what is turned away.
+    for name in [
+        "batch_fill_ratio_sum",
+        "batch_lengths_sum",
+        "batch_tokens_sum",
+        "cache_hits_total",
+        "cache_misses_total",
+        "worker_restarts_total",
+        "workers",
+        "items_dropped_total",
+        "calls_refused_total",
+        "messages_in_flight_bytes",
+    ] {
+        assert!(asked.contains(&format!("spatialscore_{name}")), "{name} has no panel");
+    }
     for asked in asked {
         let plain = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| asked.strip_suffix(suffix));
         let exists = known.contains(&asked) || plain.is_some_and(|plain| known.contains(plain));
