@@ -198,8 +198,8 @@ async fn identical_items_are_computed_once_and_each_is_answered() {
     assert_eq!(means(call(&server.client_from("127.0.0.2").await, same.clone())).await, [5.0]);
     assert_eq!(server.device.seen().iter().filter(|&&shade| shade == 5).count(), 1);
     assert_eq!(means(first).await, [1.0]);
-    // Another prompt is another item.
-    let other = proto::ScoreRequest { prompt: Some("a plate".into()), ..same };
+    // Another prompt is another item, also where its words are the same ones.
+    let other = proto::ScoreRequest { prompt: Some("a plate to the left of a cup".into()), ..same };
     assert_eq!(means(call(&client, other)).await, [5.0]);
     assert_eq!(server.device.seen().iter().filter(|&&shade| shade == 5).count(), 2);
 }
