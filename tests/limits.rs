@@ -70,6 +70,18 @@ async fn an_item_over_a_limit_is_refused_with_the_limit() {
     }
 }
 
+/// Each scan is a pass over the whole picture. As a file it is no longer in order, so that its error must name them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jpeg_of_a_thousand_scans_is_refused_for_them() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/processor/images/progressive.jpg");
+    let file = std::fs::read(path).unwrap();
+    let last = file.windows(2).rposition(|pair| pair == [0xff, 0xda]).unwrap();
+    let (head, scan) = (&file[..file.len() - 2], &file[last..file.len() - 2]);
+    let server = TestServer::start(&[]).await;
+    let said = refusals(&server, vec![encoded([head, &scan.repeat(1000), &[0xff, 0xd9]].concat())]).await;
+    assert!(said[0].contains("scans, and at most 64 are decoded"), "{said:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_has_a_limit_in_tokens() {
     let server = TestServer::start(&[("limits.max_prompt_tokens", "60")]).await;
