@@ -129,6 +129,8 @@ pub struct Limits {
     pub max_stream_items: usize,
     /// Bytes of one message, compressed or not.
     pub max_message_bytes: usize,
+    /// Bytes of all messages that are on their way in, until their pictures are decoded.
+    pub max_bytes_in_flight: usize,
     /// Bytes of a prompt.
     pub max_prompt_bytes: usize,
     /// Pixels of a picture before it is resized.
@@ -264,6 +266,7 @@ impl Settings {
                 max_items_per_request: r.number("limits.max_items_per_request", 1..=1 << 16),
                 max_stream_items: r.number("limits.max_stream_items", 1..=1 << 16),
                 max_message_bytes: r.number("limits.max_message_bytes", 1024..=1 << 30),
+                max_bytes_in_flight: r.number("limits.max_bytes_in_flight", 1024..=1 << 40),
                 max_prompt_bytes: r.number("limits.max_prompt_bytes", 1..=1 << 20),
                 max_image_pixels: r.number("limits.max_image_pixels", 1..=1 << 32),
                 max_item_tokens: r.number("limits.max_item_tokens", 1..=MOST_TOKENS),
@@ -296,6 +299,13 @@ impl Settings {
         let per_request = "limits.max_items_per_request";
         r.at_most(per_request, limits.max_items_per_request, "queue.max_items", self.queue.items);
         r.at_most("limits.max_item_tokens", limits.max_item_tokens, "queue.max_tokens", self.queue.tokens);
+        let in_flight = "limits.max_bytes_in_flight";
+        r.at_most(
+            "limits.max_message_bytes",
+            limits.max_message_bytes,
+            in_flight,
+            limits.max_bytes_in_flight,
+        );
         let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
         let asked =
             self.tokens_file.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());

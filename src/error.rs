@@ -21,6 +21,18 @@ pub enum ScoreError {
         /// The time after which there should be room.
         retry_after: Duration,
     },
+    /// By the time the queue would have come to the call, its deadline would be over.
+    #[error(
+        "the queue would answer in about {:.1} s, after the call's deadline; try again in {:.1} s",
+        expected.as_secs_f64(),
+        retry_after.as_secs_f64()
+    )]
+    ExpectedLate {
+        /// The time in which there should be an answer.
+        expected: Duration,
+        /// The time after which there should be one within the time that the call had.
+        retry_after: Duration,
+    },
     /// The caller did not say who it is, or not in a way that can be believed.
     #[error("{0}")]
     Unauthenticated(&'static str),
@@ -28,6 +40,14 @@ pub enum ScoreError {
     #[error("this caller has {limit} calls open, as many as it may have: try again when one has ended")]
     TooManyCalls {
         /// How many it may have.
+        limit: usize,
+    },
+    /// The messages on their way in hold as much memory as they may, or this caller's do.
+    #[error(
+        "the messages under way hold as much of {limit} bytes as they may, or this caller's do: try again"
+    )]
+    TooManyBytes {
+        /// How much those of all callers may hold together.
         limit: usize,
     },
     /// A message was begun and did not arrive in time.

@@ -14,13 +14,15 @@
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
 //! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`auth`], [`config`], [`device`], [`error`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what the binary does with
-//! them, and [`proto`] the contract on the wire.
+//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what
+//! the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod auth;
+pub mod caller;
 pub mod cli;
+pub mod codec;
 pub mod config;
 pub mod device;
 pub mod engine;

@@ -241,8 +241,7 @@ async fn open(
         .add_service(reflection().build_v1alpha()?)
         .add_service(service)
         .prepare();
-    let limits = &settings.limits;
-    let gate = Gate::new(tokens(settings)?, limits.max_calls_per_caller, limits.message_timeout);
+    let gate = Gate::new(tokens(settings)?, &settings.limits);
     let service = ServiceBuilder::new().layer(CallLayer).layer(gate).service(routes);
     let wire = Wire { tls: certificates(settings)?, settings: settings.server.clone() };
     let (close, closed) = watch::channel(false);

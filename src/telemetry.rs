@@ -70,6 +70,10 @@ pub const SERVING: &str = "spatialscore_serving";
 pub const CONNECTIONS: &str = "spatialscore_connections";
 /// Connections that were closed at once, since there were as many as there may be.
 pub const CONNECTIONS_REFUSED: &str = "spatialscore_connections_refused_total";
+/// Bytes of the messages on their way in, from their beginning until their pictures are decoded.
+pub const MESSAGE_BYTES: &str = "spatialscore_messages_in_flight_bytes";
+/// Calls that were refused since something was full, by `reason`: `queue`, `deadline`, `bytes` or `calls`.
+pub const CALLS_REFUSED: &str = "spatialscore_calls_refused_total";
 /// Changes of files that could not be used, by `what`: `tokens` or `certificates`.
 pub const RELOAD_FAILURES: &str = "spatialscore_reload_failures_total";
 /// Resident memory of the process.
@@ -140,6 +144,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!(SERVING).set(0.0);
     gauge!(WORKERS).set(0.0);
+    gauge!(MESSAGE_BYTES).set(0.0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     gauge!(PROCESS_START).set(now.as_secs_f64());
     Ok(handle)
@@ -181,6 +186,15 @@ fn describe() {
     describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
     describe_gauge!(CONNECTIONS, "Connections that are open.");
     describe_counter!(CONNECTIONS_REFUSED, "Connections closed at once: there were as many as there may be.");
+    describe_gauge!(
+        MESSAGE_BYTES,
+        Unit::Bytes,
+        "Messages on their way in, from their beginning until their pictures are decoded."
+    );
+    describe_counter!(
+        CALLS_REFUSED,
+        "Calls refused for want of room, by reason: queue, deadline (it would be over by then), bytes or calls."
+    );
     describe_counter!(RELOAD_FAILURES, "Changes of token or certificate files that could not be used.");
     describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+    Span as _, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer as _,
+    TracerProvider,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Tracer};
@@ -97,10 +98,21 @@ pub fn answer(headers: &mut HeaderMap, traceparent: HeaderValue) {
     headers.insert(TRACEPARENT, traceparent);
 }
 
-/// Notes in the current call's span how long the rooms behind the service took for what it now answers.
+/// Has the current call's span show how long an item was in each of the rooms behind the service, which it has just
+/// left: a span for each, in their order.
 pub fn rooms(times: [(&'static str, Duration); 3]) {
-    let seconds = times.map(|(room, time)| KeyValue::new(room, time.as_secs_f64()));
-    Span::current().add_event("scored", seconds.into());
+    let call = Span::current().context();
+    if !call.span().span_context().is_sampled() {
+        return;
+    }
+    let tracer = global::tracer(env!("CARGO_PKG_NAME"));
+    let mut end = SystemTime::now();
+    for (room, time) in times.into_iter().rev() {
+        let start = end.checked_sub(time).unwrap_or(end);
+        let span = tracer.span_builder(room).with_start_time(start);
+        span.start_with_context(&tracer, &call).end_with_timestamp(end);
+        end = start;
+    }
 }
 
 /// What exports the spans of this process. Ending it sends the last of them.
@@ -124,6 +136,7 @@ impl Export {
             .with_sampler(Sampler::ParentBased(Box::new(begun_here)))
             .with_resource(resource.build())
             .build();
+        global::set_tracer_provider(provider.clone());
         Ok(Some(Self(provider)))
     }
 

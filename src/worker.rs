@@ -315,9 +315,9 @@ mod tests {
     use tracing::Span;
 
     use super::*;
+    use crate::caller::Claim;
     use crate::config::Capacity;
     use crate::model::Patches;
-    use crate::scheduler::Claim;
 
     /// What has happened, in order, for any thread to wait for.
     #[derive(Default)]

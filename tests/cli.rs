@@ -3,13 +3,17 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::process::Output;
+use std::time::Duration;
 
 use common::process::{Server, get, program, run};
 use common::*;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
+use regex::Regex;
 use serde_json::Value;
+use spatialscore::config::{Settings, Sources};
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio_stream::wrappers::ReceiverStream;
@@ -221,10 +225,70 @@ fn score_writes_results_in_the_order_of_the_input() {
     assert!(lines[2].contains("INVALID_ARGUMENT: item.image.encoded: "), "{out}");
     assert!(lines[3].contains("No such file"), "{out}");
 
+    let evaluated =
+        || get(server.metrics_address(), "/metrics").contains("queue_items{priority=\"evaluation\"}");
+    assert!(!evaluated());
+    let (code, _, _) = run(&[&arguments[..], &["--priority=evaluation", &path("3.png")]].concat());
+    assert!(code == 0 && evaluated());
+
     let (code, out, _) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 0 && out.contains("MEAN") && out.contains("a cup"), "{out}");
     server.signal("TERM");
     assert_eq!(server.code(), Some(0));
     let (code, _, said) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 1 && said.starts_with("error: UNAVAILABLE: "), "{said}");
+}
+
+/// The smallest limits that there can be leave something to score, or say that they do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_smallest_limits_start_where_anything_can_keep_them() {
+    let smallest = ["max_image_pixels", "max_image_bytes", "max_prompt_bytes", "max_items_per_request"];
+    let smallest = smallest.map(|name| format!("--set=limits.{name}=1"));
+    let server =
+        tokio::task::block_in_place(|| Server::serving_with(&smallest.each_ref().map(String::as_str)));
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let raw = proto::RawImage { width: 1, height: 1, rgb8: vec![7; 3].into() };
+    let mut request = request([]);
+    request.prompt = Some("a".into());
+    request.items.push(item(proto::Image { source: Some(proto::image::Source::Raw(raw)) }));
+    assert!(outcomes(&client.score(request).await.unwrap().into_inner())[0].is_ok());
+    for (name, words) in [("max_item_tokens", "than the 1 tokens"), ("max_prompt_tokens", "may have 1")] {
+        let limit = format!("--set=limits.{name}=1");
+        let (code, _, said) = tokio::task::block_in_place(|| {
+            let checkpoint = checkpoint();
+            run(&[
+                "serve",
+                "--listen=127.0.0.1:0",
+                "--metrics-listen=",
+                &limit,
+                "--checkpoint",
+                checkpoint.to_str().unwrap(),
+            ])
+        });
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("nothing could ever be scored") && said.contains(words), "{said}");
+    }
+}
+
+/// The manifest's settings exist, and its pods are given the time to end in order.
+#[test]
+fn kubernetes_waits_until_a_pod_has_drained() {
+    let manifest = include_str!("../deploy/kubernetes.yaml");
+    let number = |pattern: &str| -> u64 {
+        let found = Regex::new(pattern).unwrap().captures(manifest).unwrap_or_else(|| panic!("{pattern}"));
+        found[1].parse().unwrap()
+    };
+    let variable = Regex::new(r#"name: (SPATIALSCORE__\w+), value: "?([^"}]+)"?\}"#).unwrap();
+    let mut environment: HashMap<String, String> =
+        variable.captures_iter(manifest).map(|found| (found[1].into(), found[2].into())).collect();
+    assert!(environment.len() > 2, "{environment:?}");
+    // It is there once the secret is mounted.
+    environment.remove("SPATIALSCORE__AUTH__TOKENS_FILE").unwrap();
+    let settings = Settings::load(&Sources { environment, ..Sources::default() }).unwrap().server;
+    let patience = Duration::from_secs(number(r"\n +terminationGracePeriodSeconds: (\d+)\n"));
+    // Seconds more, for connections to close.
+    let needed = settings.drain_grace + settings.drain_timeout + Duration::from_secs(5);
+    assert!(patience >= needed, "killed after {patience:?}; to end in order takes up to {needed:?}");
+    let looked_at = Duration::from_secs(number(r"readinessProbe: \{grpc: .*periodSeconds: (\d+)"));
+    assert!(settings.drain_grace > looked_at, "calls are refused before the pod is seen to be unready");
 }

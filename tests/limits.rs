@@ -7,16 +7,18 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::process::Server;
+use common::process::{Server, get};
 use common::raw::{Raw, framed};
 use common::*;
-use futures::{StreamExt, stream};
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt, stream};
 use prost::Message;
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
@@ -66,6 +68,18 @@ async fn an_item_over_a_limit_is_refused_with_the_limit() {
     ]) {
         assert_eq!(said, words);
     }
+}
+
+/// Each scan is a pass over the whole picture. As a file it is no longer in order, so that its error must name them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jpeg_of_a_thousand_scans_is_refused_for_them() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/processor/images/progressive.jpg");
+    let file = std::fs::read(path).unwrap();
+    let last = file.windows(2).rposition(|pair| pair == [0xff, 0xda]).unwrap();
+    let (head, scan) = (&file[..file.len() - 2], &file[last..file.len() - 2]);
+    let server = TestServer::start(&[]).await;
+    let said = refusals(&server, vec![encoded([head, &scan.repeat(1000), &[0xff, 0xd9]].concat())]).await;
+    assert!(said[0].contains("scans, and at most 64 are decoded"), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,4 +306,130 @@ async fn a_connection_without_a_sign_of_life_is_closed() {
     assert_eq!(alive.call("GetModel", framed(&[])).await.status.code(), Code::Ok);
     let lazy = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
     assert!(lazy.connect().await.is_ok());
+}
+
+/// Begins a message of so many bytes, and never ends it.
+fn begun(bytes: usize) -> impl Stream<Item = Bytes> + Send + 'static {
+    let prefix = [&[0][..], &u32::try_from(bytes).unwrap().to_be_bytes()].concat();
+    let piece = Bytes::from(vec![0; 1 << 20]);
+    let pieces = std::iter::once(prefix.into()).chain(std::iter::repeat_n(piece, (bytes >> 20) - 1));
+    stream::iter(pieces).chain(stream::pending())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_under_way_hold_no_more_memory_than_they_may() {
+    const LARGE: usize = 8 << 20;
+    let flags =
+        [format!("limits.max_message_bytes={LARGE}"), format!("limits.max_bytes_in_flight={}", 4 * LARGE)];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", flag]).collect();
+    let server = tokio::task::block_in_place(|| Server::serving_with(&flags));
+    let address = server.address.parse().unwrap();
+    let small = framed(&request([7]).encode_to_vec());
+    let other = Raw::connect_from("127.0.0.3", address).await;
+    assert_eq!(other.call("Score", small.clone()).await.status.code(), Code::Ok);
+    let before = server.memory("VmRSS");
+
+    let greedy = Raw::connect_from("127.0.0.2", address).await;
+    let mut calls: FuturesUnordered<_> = (0..64).map(|_| greedy.pieces("Score", &[], begun(LARGE))).collect();
+    // Half of the room is a lone caller's: two of the messages.
+    for _ in 0..62 {
+        let status = soon(calls.next()).await.unwrap().unwrap().status;
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        assert!(status.message().contains("messages under way"), "{status}");
+        assert!(status.get_details_retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    }
+    let page = || tokio::task::block_in_place(|| get(server.metrics_address(), "/metrics"));
+    let has = |line: &str| page().lines().any(|l| l == line);
+    assert!(has(&format!("spatialscore_messages_in_flight_bytes {}", 2 * LARGE)), "{}", page());
+    assert!(has("spatialscore_calls_refused_total{reason=\"bytes\"} 62"), "{}", page());
+    // Others are served.
+    assert_eq!(other.call("Score", small.clone()).await.status.code(), Code::Ok);
+    let peak = server.memory("VmHWM").saturating_sub(before);
+    println!("64 messages of {} MiB begun: {} MiB more", LARGE >> 20, peak >> 20);
+    // What is counted, and what a connection may send ahead. All of them would be 448 MiB.
+    assert!(peak < 128 << 20, "{peak} bytes");
+    // The room comes back with the end of the calls.
+    drop(calls);
+    until(|| has("spatialscore_messages_in_flight_bytes 0")).await;
+    assert_eq!(greedy.call("Score", small).await.status.code(), Code::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refused() {
+    let flags = [
+        ("limits.max_message_bytes", "1048576"),
+        ("limits.max_bytes_in_flight", "1048576"),
+        ("queue.max_items", "2"),
+        ("batch.max_items", "1"),
+        ("limits.max_items_per_request", "2"),
+    ];
+    let server = TestServer::start(&flags).await;
+    let client = server.client().await;
+    // 300 kB, of which a caller may hold 512; compressed, next to nothing.
+    let large = |shade| {
+        let mut rgb8 = vec![shade; 316 * 316 * 3];
+        stamp(&mut rgb8);
+        let raw = proto::RawImage { width: 316, height: 316, rgb8: rgb8.into() };
+        proto::Image { source: Some(proto::image::Source::Raw(raw)) }
+    };
+    let streamed = |shades: std::ops::Range<u8>| {
+        let mut client = client.clone();
+        let items = stream::iter(shades).map(move |shade| {
+            let mut message = stream_item("x", shade);
+            message.item.as_mut().unwrap().image = Some(large(shade));
+            message
+        });
+        tokio::spawn(async move {
+            let answers = client.score_stream(items).await.unwrap().into_inner();
+            answers
+                .map(|answer| outcome(&answer.unwrap().result.unwrap()).unwrap())
+                .collect::<Vec<f32>>()
+                .await
+        })
+    };
+    server.device.hold();
+    let first = streamed(1..6);
+    server.device.reached(1).await;
+    // What is on the device and what waits for it has its pixels; the next one waits for room with its bytes.
+    let plain = client.clone();
+    let zipped = server.client().await.send_compressed(CompressionEncoding::Gzip);
+    for mut client in [plain, zipped] {
+        let refused = soon(async {
+            loop {
+                let mut request = request([9]);
+                request.items[0].image = Some(large(9));
+                let status = client.score(request).await.unwrap_err();
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                if !status.message().contains("queue") {
+                    break status;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(refused.await.message().contains("messages under way"));
+    }
+    let second = streamed(11..16);
+    sleep(Duration::from_millis(300)).await;
+    assert!(!second.is_finished(), "{:?}", second.await);
+    server.device.release();
+    for (answers, first) in [(first, 1.0), (second, 11.0)] {
+        let mut means = soon(answers).await.unwrap();
+        means.sort_by(f32::total_cmp);
+        assert_eq!(means, [0.0, 1.0, 2.0, 3.0, 4.0].map(|step| first + step));
+    }
+}
+
+/// Sixteen megabytes of items of nothing, two bytes each, would be half a gigabyte once they are decoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_of_nothing_are_counted_before_they_are_decoded() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let raw = Raw::connect(server.address.parse().unwrap()).await;
+    assert_eq!(raw.call("Score", framed(&request([7]).encode_to_vec())).await.status.code(), Code::Ok);
+    let before = server.memory("VmRSS");
+    let status = soon(raw.call("Score", framed(&[0x12, 0].repeat(8 << 20)))).await.status;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("fields"), "{status}");
+    let peak = server.memory("VmHWM").saturating_sub(before);
+    println!("8 million items: {} MiB more", peak >> 20);
+    assert!(peak < 96 << 20, "{peak} bytes");
 }

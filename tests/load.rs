@@ -198,8 +198,8 @@ async fn identical_items_are_computed_once_and_each_is_answered() {
     assert_eq!(means(call(&server.client_from("127.0.0.2").await, same.clone())).await, [5.0]);
     assert_eq!(server.device.seen().iter().filter(|&&shade| shade == 5).count(), 1);
     assert_eq!(means(first).await, [1.0]);
-    // Another prompt is another item.
-    let other = proto::ScoreRequest { prompt: Some("a plate".into()), ..same };
+    // Another prompt is another item, also where its words are the same ones.
+    let other = proto::ScoreRequest { prompt: Some("a plate to the left of a cup".into()), ..same };
     assert_eq!(means(call(&client, other)).await, [5.0]);
     assert_eq!(server.device.seen().iter().filter(|&&shade| shade == 5).count(), 2);
 }
@@ -307,6 +307,42 @@ async fn a_queue_that_is_longer_than_patience_still_answers_in_time() {
     let good = answers.iter().filter(|(outcome, _)| outcome.is_ok()).count();
     println!("{} calls, {good} answered in time", answers.len());
     assert!(good as f64 >= 0.5 * 50.0 * time.as_secs_f64(), "{good} of {} were in time", answers.len());
+}
+
+/// What cannot be answered in time is refused when it comes, once the server knows how fast it is, and whoever can be
+/// answered in time is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_would_be_late_is_refused_at_once() {
+    let server = TestServer::start(&[("batch.max_items", "4")]).await;
+    server.device.pace(Duration::from_millis(20));
+    let (greedy, other) = (server.client_from("127.0.0.2").await, server.client_from("127.0.0.3").await);
+    let hasty = |client: &Client, timeout: u64| {
+        call(client, with_timeout(request([3]), Duration::from_millis(timeout)))
+    };
+    // Five seconds of work, at first of unknown length.
+    server.device.hold();
+    let backlog = call(&greedy, request([2; 250]));
+    server.device.reached(2).await;
+    tokio::time::sleep(SETTLE).await;
+    ran_out_of_time(hasty(&greedy, 200)).await;
+    server.device.release();
+    until(|| server.device.seen().len() > 90).await;
+
+    let start = Instant::now();
+    let refused = soon(hasty(&greedy, 1000)).await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("after the call's deadline"), "{refused}");
+    assert!(start.elapsed() < Duration::from_millis(900), "it was not refused early: {:?}", start.elapsed());
+    let wait = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!((0.3..=5.0).contains(&wait.as_secs_f64()), "{wait:?}");
+    assert!(metric("spatialscore_calls_refused_total{reason=\"deadline\"}") >= 1.0);
+    // Another caller's turn comes at once, and who has the time waits.
+    let patient = hasty(&greedy, 20_000);
+    assert_eq!(means(hasty(&other, 1500)).await, [3.0]);
+    assert!(!backlog.is_finished(), "all was over before");
+    server.device.pace(Duration::ZERO);
+    assert_eq!(means(patient).await, [3.0]);
+    assert_eq!(means(backlog).await.len(), 250);
 }
 
 /// Everything at once, for a few seconds: each item has its own score, or its own error, and none is lost.

@@ -174,6 +174,22 @@ fn dashboard_and_rules_name_metrics_that_exist() {
     assert!(queries.len() > 20);
     let asked =
         names(&queries.join("\n")).into_iter().chain(names(include_str!("../deploy/prometheus/rules.yml")));
+    let asked: BTreeSet<String> = asked.collect();
+    // What the planner, the cache and the workers do, and what is turned away.
+    for name in [
+        "batch_fill_ratio_sum",
+        "batch_lengths_sum",
+        "batch_tokens_sum",
+        "cache_hits_total",
+        "cache_misses_total",
+        "worker_restarts_total",
+        "workers",
+        "items_dropped_total",
+        "calls_refused_total",
+        "messages_in_flight_bytes",
+    ] {
+        assert!(asked.contains(&format!("spatialscore_{name}")), "{name} has no panel");
+    }
     for asked in asked {
         let plain = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| asked.strip_suffix(suffix));
         let exists = known.contains(&asked) || plain.is_some_and(|plain| known.contains(plain));
@@ -264,7 +280,7 @@ async fn a_request_is_one_span_of_its_callers_trace() {
     assert_ne!(wanted[3].0, TRACE);
 
     server.signal("TERM");
-    let mut calls = Vec::new();
+    let (mut calls, mut inner) = (Vec::new(), Vec::new());
     // Its end sends what is left. Other spans are those of health checks and the like.
     while calls.len() < wanted.len() {
         let span = soon(spans.recv()).await.unwrap();
@@ -272,6 +288,8 @@ async fn a_request_is_one_span_of_its_callers_trace() {
         if let Some((trace, ..)) = wanted.iter().find(|(_, id, _)| *id == hex(&span.span_id)) {
             assert_eq!(hex(&span.trace_id), *trace);
             calls.push(span);
+        } else {
+            inner.push(span);
         }
     }
     assert_eq!(tokio::task::block_in_place(|| server.code()), Some(0));
@@ -286,10 +304,27 @@ async fn a_request_is_one_span_of_its_callers_trace() {
     }
     let scored = calls.iter().find(|span| hex(&span.span_id) == place(&scored.headers).1).unwrap();
     assert_eq!(scored.name, "Score");
-    let rooms = scored.events.iter().find(|event| event.name == "scored").unwrap();
-    let rooms: Vec<&str> = rooms.attributes.iter().map(|attribute| attribute.key.as_str()).collect();
-    assert_eq!(rooms, ["preprocess.seconds", "queue.seconds", "inference.seconds"]);
-    assert!(calls.iter().any(|span| span.name == "ScoreStream"));
+    // A call's rooms are spans within its own, one after the other.
+    let rooms_of = |call: &Span| -> Vec<Span> {
+        let mut rooms: Vec<Span> =
+            inner.iter().filter(|span| span.parent_span_id == call.span_id).cloned().collect();
+        rooms.sort_by_key(|room| room.end_time_unix_nano);
+        rooms
+    };
+    for answer in [&scored.span_id, &calls.iter().find(|span| span.name == "ScoreStream").unwrap().span_id] {
+        let call = calls.iter().find(|span| span.span_id == *answer).unwrap();
+        let rooms = rooms_of(call);
+        let names: Vec<&str> = rooms.iter().map(|room| room.name.as_str()).collect();
+        assert_eq!(names, ["preprocess", "queue", "inference"]);
+        assert!(rooms.iter().all(|room| room.trace_id == call.trace_id));
+        assert!(rooms.windows(2).all(|pair| pair[0].end_time_unix_nano == pair[1].start_time_unix_nano));
+        // The clocks of the call and of its rooms are not the same.
+        let slack = 2_000_000;
+        assert!(rooms[0].start_time_unix_nano + slack >= call.start_time_unix_nano);
+        assert!(rooms[2].end_time_unix_nano <= call.end_time_unix_nano + slack);
+    }
+    assert!(rooms_of(calls.iter().find(|span| hex(&span.span_id) == wanted[2].1).unwrap()).is_empty());
+    assert!(inner.iter().all(|span| hex(&span.parent_span_id) != place(&unsampled.headers).1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use metrics::counter;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::FileFault;
@@ -40,6 +41,7 @@ pub fn follow<T: Send + Sync + 'static>(
     paths: Vec<PathBuf>,
     parse: impl Fn(&[Vec<u8>]) -> Result<T, FileFault> + Send + 'static,
 ) -> Result<Followed<T>, FileFault> {
+    let paths = Arc::<[PathBuf]>::from(paths);
     let contents = read(&paths);
     let mut known = digest(&contents);
     let (sender, followed) = watch::channel(Arc::new(parse(&contents?)?));
@@ -52,7 +54,12 @@ pub fn follow<T: Send + Sync + 'static>(
                 _ = looks.tick() => {}
                 () = sender.closed() => return,
             }
-            let contents = read(&paths);
+            let reading = spawn_blocking({
+                let paths = Arc::clone(&paths);
+                move || read(&paths)
+            });
+            // There is no other end than the runtime's.
+            let Ok(contents) = reading.await else { return };
             let now = digest(&contents);
             // Twice the same: not in the middle of being written.
             let settled = std::mem::replace(&mut seen, now) == now;
@@ -92,4 +99,38 @@ fn digest(contents: &Contents) -> [u8; 32] {
 
 fn names(paths: &[PathBuf]) -> Vec<std::path::Display<'_>> {
     paths.iter().map(PathBuf::as_path).map(Path::display).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A file that hangs whoever opens it, as one on a network can.
+    #[test]
+    fn a_file_that_hangs_holds_up_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        std::fs::write(&path, "a").unwrap();
+        let (done, waited) = mpsc::channel();
+        let watched = path.clone();
+        std::thread::spawn(move || {
+            // One thread for all tasks.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _followed = runtime.block_on(async {
+                let followed = follow("test", vec![watched.clone()], |_| Ok(())).unwrap();
+                std::fs::remove_file(&watched).unwrap();
+                assert!(Command::new("mkfifo").arg(&watched).status().unwrap().success());
+                tokio::time::sleep(2 * LOOK_EVERY).await;
+                followed
+            });
+            done.send(()).unwrap();
+            runtime.shutdown_background();
+        });
+        assert!(waited.recv_timeout(20 * LOOK_EVERY).is_ok(), "the runtime hangs with the file");
+        // Who reads it finds its end, and the thread is free again.
+        drop(std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+    }
 }

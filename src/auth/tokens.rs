@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::{FileFault, Secret};
-use crate::scheduler::Caller;
+use crate::caller::Caller;
 
 /// The least characters of a token: 96 bits in base64.
 const MIN_TOKEN: usize = 16;

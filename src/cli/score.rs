@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -58,6 +58,7 @@ Output:
 Examples:
   spatialscore score --prompt \"a cup to the left of a plate\" a.png b.jpg
   spatialscore score --manifest pictures.csv --format csv > scores.csv
+  spatialscore score --priority evaluation --manifest held_out.csv
   spatialscore score --server http://10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
   spatialscore score --server https://rewards.example:50051 --token-file token --tls-ca ca.crt --prompt \"a cup\" a.png
 
@@ -87,6 +88,9 @@ pub struct Arguments {
     /// A CSV or JSON lines file of prompts and pictures.
     #[arg(long, value_name = "FILE", conflicts_with = "images")]
     manifest: Option<PathBuf>,
+    /// How urgent it is beside what others ask of the server: evaluation takes what training leaves, and a small share.
+    #[arg(long, value_enum, default_value_t = Urgency::Training)]
+    priority: Urgency,
     /// How results are written.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -99,6 +103,22 @@ pub struct Arguments {
     /// The pictures.
     #[arg(value_name = "IMAGE", required_unless_present = "manifest")]
     images: Vec<PathBuf>,
+}
+
+/// How urgent the pictures are.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Urgency {
+    Training,
+    Evaluation,
+}
+
+impl From<Urgency> for proto::Priority {
+    fn from(urgency: Urgency) -> Self {
+        match urgency {
+            Urgency::Training => Self::Training,
+            Urgency::Evaluation => Self::Evaluation,
+        }
+    }
 }
 
 /// Why scoring ended early.
@@ -168,7 +188,8 @@ async fn score(
 
     let (entries, mut read) = mpsc::channel(READ_AHEAD);
     let (requests, outgoing) = mpsc::channel(READ_AHEAD);
-    tokio::task::spawn_blocking(move || read_all(rows, most, &entries, &requests));
+    let priority = arguments.priority.into();
+    tokio::task::spawn_blocking(move || read_all(rows, most, priority, &entries, &requests));
     let mut answers = client.score_stream(ReceiverStream::new(outgoing)).await?.into_inner();
 
     let mut ordered = Ordered::default();
@@ -272,13 +293,14 @@ type Expected = (Row, Option<String>);
 fn read_all(
     rows: Rows,
     most: usize,
+    priority: proto::Priority,
     entries: &mpsc::Sender<Expected>,
     requests: &mpsc::Sender<proto::ScoreStreamRequest>,
 ) {
     for (index, row) in rows.enumerate() {
         let (row, request) = match row {
             Ok(entry) => {
-                let request = request(index, &entry, most);
+                let request = request(index, &entry, most, priority);
                 (new_row(entry), request)
             }
             Err(error) => {
@@ -297,7 +319,12 @@ fn read_all(
     }
 }
 
-fn request(index: usize, entry: &Entry, most: usize) -> Result<proto::ScoreStreamRequest, String> {
+fn request(
+    index: usize,
+    entry: &Entry,
+    most: usize,
+    priority: proto::Priority,
+) -> Result<proto::ScoreStreamRequest, String> {
     let bytes = std::fs::read(&entry.image).map_err(|error| error.to_string())?;
     if bytes.len() + entry.prompt.len() + MESSAGE_OVERHEAD > most {
         return Err(format!("has {} bytes; the server takes messages of {most}", bytes.len()));
@@ -305,7 +332,7 @@ fn request(index: usize, entry: &Entry, most: usize) -> Result<proto::ScoreStrea
     let source = proto::image::Source::Encoded(bytes.into());
     let image = Some(proto::Image { source: Some(source) });
     let item = proto::ScoreItem { prompt: Some(entry.prompt.clone()), image };
-    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..Default::default() })
+    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), priority: priority.into() })
 }
 
 fn new_row(Entry { id, prompt, image }: Entry) -> Row {

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
+use crate::caller::Claim;
 use crate::config::{Limits, Settings};
 use crate::device::NoDevice;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, Output};
 use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
-use crate::scheduler::{Claim, Job, Permit, Queue, Scored};
+use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::worker::{self, Post};
 
 use pool::Pool;
@@ -65,6 +66,11 @@ pub enum LoadError {
     /// A device is not there.
     #[error(transparent)]
     Device(#[from] NoDevice),
+    /// Not even the smallest item keeps the limits.
+    #[error(
+        "nothing could ever be scored: the smallest picture with the shortest prompt breaks a limit: {0}"
+    )]
+    Limits(String),
     /// The model was loaded and could not score.
     #[error("the model was loaded, but its first forward failed: {0}")]
     Probe(String),
@@ -142,7 +148,8 @@ impl Engine {
         let pool = |name| Pool::new(name, settings.processor_threads);
         let (admission, preparation) = (pool("admission")?, pool("processor")?);
         let processor = Arc::new(loaded.processor);
-        let (least_cost, probe) = (cheapest(&processor)?.tokens(), probe(&processor)?);
+        let probe = probe(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
+        let least_cost = probe.tokens();
         let queue = Queue::new(settings.queue);
         let (up_sender, up) = watch::channel(0);
         let (report, reports) = std::sync::mpsc::channel();
@@ -360,20 +367,10 @@ impl Lifeline {
     }
 }
 
-/// About the cheapest item that there can be.
-fn cheapest(processor: &Processor) -> Result<Draft, LoadError> {
-    let picture = Picture::Raw { width: 1, height: 1, rgb8: vec![0; 3].into() };
-    processor.admit("a", picture).map_err(|error| LoadError::Probe(error.to_string()))
-}
-
-/// A small grey picture, through the real processor.
-fn probe(processor: &Processor) -> Result<Sample, LoadError> {
-    const SIDE: u32 = 64;
-    let rgb8 = vec![128; (SIDE * SIDE * 3) as usize].into();
-    processor
-        .admit("A cup stands to the left of a plate.", Picture::Raw { width: SIDE, height: SIDE, rgb8 })
-        .and_then(|draft| processor.prepare(draft))
-        .map_err(|error| LoadError::Probe(error.to_string()))
+/// About the cheapest item that there can be, so that it keeps whatever limits can be kept.
+fn probe(processor: &Processor) -> Result<Sample, ScoreError> {
+    let picture = Picture::Raw { width: 1, height: 1, rgb8: vec![128; 3].into() };
+    processor.prepare(processor.admit("a", picture)?)
 }
 
 /// The scorer, once it has scored.

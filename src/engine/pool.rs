@@ -9,9 +9,10 @@ use metrics::{counter, histogram};
 use rayon::ThreadPool;
 use tokio::sync::oneshot;
 
+use crate::caller::Claim;
 use crate::config::BatchBudget;
 use crate::error::ScoreError;
-use crate::scheduler::{Claim, Fair};
+use crate::scheduler::Fair;
 use crate::telemetry::{ITEMS_DROPPED, PREPARATION};
 
 type Work = Box<dyn FnOnce() + Send>;

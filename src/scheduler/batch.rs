@@ -1,7 +1,7 @@
 //! The plan of a batch: whose turn it is, and what goes well with it.
 
-use super::caller::Priority;
 use super::fair::{Fair, Lane, Place};
+use crate::caller::Priority;
 use crate::config::BatchBudget;
 
 /// How many batches ahead the plan looks for samples of similar length.
@@ -10,7 +10,7 @@ const LOOKAHEAD: usize = 4;
 const MOST_SKIPS: u32 = 3;
 /// For each token of evaluation that waits, at most this many tokens of training go first: evaluation has at least a
 /// tenth of the device.
-const TRAINING_PER_EVALUATION: usize = 9;
+pub(super) const TRAINING_PER_EVALUATION: usize = 9;
 
 /// A batch in the making.
 struct Plan<T> {
@@ -114,8 +114,8 @@ impl<T> Lane<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::caller::Caller;
     use super::*;
+    use crate::caller::Caller;
 
     const BUDGET: BatchBudget = BatchBudget { tokens: 1000, items: 8 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::caller::{Caller, Priority};
+use crate::caller::{Caller, Priority};
 
 /// Where an entry stands in its lane: its virtual start, then its arrival.
 pub(super) type Place = (u64, u64);

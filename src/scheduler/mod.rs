@@ -4,12 +4,10 @@
 //! together, `rate` how long things take.
 
 mod batch;
-mod caller;
 mod fair;
 mod queue;
 mod rate;
 mod room;
 
-pub use caller::{Caller, Claim, Priority};
 pub use fair::Fair;
 pub use queue::{Job, Permit, Queue, Scored};

@@ -7,10 +7,10 @@ use metrics::counter;
 use tokio::sync::{Notify, oneshot};
 use tracing::Span;
 
-use super::caller::{Caller, Claim, Priority};
 use super::fair::Fair;
 use super::rate::{Drain, Latency};
 use super::room::{Held, Room};
+use crate::caller::{Caller, Claim, Priority};
 use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};
@@ -133,7 +133,17 @@ impl State {
         }
         let batch = self.waiting.take_batch(budget);
         self.load = self.load.minus(size(&batch));
+        if self.waiting.is_empty() && self.hopeless.is_empty() {
+            self.drain.lull();
+        }
         batch
+    }
+
+    /// Whether a call that wants so much should be answered before its deadline.
+    fn expect_in_time(&mut self, claim: &Claim, wanted: Held) -> Result<(), ScoreError> {
+        self.room
+            .expect_in_time(claim, wanted, &self.drain)
+            .map_err(|(expected, retry_after)| ScoreError::ExpectedLate { expected, retry_after })
     }
 
     fn push(&mut self, job: Job) {
@@ -160,18 +170,31 @@ impl Queue {
     /// never half scored.
     ///
     /// # Errors
-    /// [`ScoreError::QueueFull`] with the time in which there should be room; [`ScoreError::Invalid`] where even
-    /// an empty queue has none; [`ScoreError::Unavailable`] once the queue is closed.
+    /// [`ScoreError::QueueFull`] with the time in which there should be room; [`ScoreError::ExpectedLate`] where the
+    /// claim's deadline should be over by its turn; [`ScoreError::Invalid`] where even an empty queue has no room;
+    /// [`ScoreError::Unavailable`] once the queue is closed.
     pub fn reserve(self: &Arc<Self>, claim: &Claim, costs: &[usize]) -> Result<Vec<Permit>, ScoreError> {
         let wanted = Held { tokens: costs.iter().sum(), items: costs.len() };
-        self.check(claim, wanted, true)?;
+        let mut state = self.lock();
+        self.admit(&mut state, claim, wanted)?;
+        state.expect_in_time(claim, wanted)?;
+        Ok(self.take(&mut state, claim, costs))
+    }
+
+    /// Takes places that there are.
+    fn take(self: &Arc<Self>, state: &mut State, claim: &Claim, costs: &[usize]) -> Vec<Permit> {
+        let wanted = Held { tokens: costs.iter().sum(), items: costs.len() };
+        if wanted.items > 0 {
+            state.drain.begin(Instant::now());
+            state.room.take(claim, wanted);
+        }
         let permit = |&tokens| Permit {
             queue: Arc::clone(self),
             caller: claim.caller.clone(),
             priority: claim.priority,
             tokens,
         };
-        Ok(costs.iter().map(permit).collect())
+        costs.iter().map(permit).collect()
     }
 
     /// Whether there would be room for so many items of at least so many tokens together.
@@ -179,10 +202,12 @@ impl Queue {
     /// # Errors
     /// As [`Queue::reserve`].
     pub fn expect_room(&self, claim: &Claim, items: usize, tokens: usize) -> Result<(), ScoreError> {
-        self.check(claim, Held { tokens, items }, false)
+        let (wanted, mut state) = (Held { tokens, items }, self.lock());
+        self.admit(&mut state, claim, wanted)?;
+        state.expect_in_time(claim, wanted)
     }
 
-    fn check(&self, claim: &Claim, wanted: Held, take: bool) -> Result<(), ScoreError> {
+    fn admit(&self, state: &mut State, claim: &Claim, wanted: Held) -> Result<(), ScoreError> {
         let Capacity { tokens: most_tokens, items: most_items } = self.capacity;
         if wanted.over(self.capacity) != Held::default() {
             return Err(ScoreError::invalid(
@@ -194,24 +219,19 @@ impl Queue {
                 ),
             ));
         }
-        let mut state = self.lock();
         if let Some(reason) = state.closed {
             return Err(ScoreError::Unavailable(reason));
         }
-        let State { room, drain, .. } = &mut *state;
-        room.admit(self.capacity, &claim.caller, wanted, drain)
-            .map_err(|retry_after| ScoreError::QueueFull { retry_after })?;
-        if take && wanted.items > 0 {
-            drain.begin(Instant::now());
-            room.take(claim, wanted);
-        }
-        Ok(())
+        state
+            .room
+            .admit(self.capacity, &claim.caller, wanted, &state.drain)
+            .map_err(|retry_after| ScoreError::QueueFull { retry_after })
     }
 
-    /// Reserves a place for one item, and waits for it where the queue is full.
+    /// Reserves a place for one item, and waits for it where the queue is full, until it is late.
     ///
     /// # Errors
-    /// As [`Queue::reserve`], without [`ScoreError::QueueFull`].
+    /// As [`Queue::reserve`], without [`ScoreError::QueueFull`] and [`ScoreError::ExpectedLate`].
     pub async fn reserve_when_room(
         self: &Arc<Self>,
         claim: &Claim,
@@ -220,12 +240,14 @@ impl Queue {
         loop {
             // Listens before it looks, so that room made in between is not missed.
             let room = self.room.notified();
-            match self.reserve(claim, &[tokens]) {
-                Ok(mut permits) => {
-                    if let Some(permit) = permits.pop() {
-                        return Ok(permit);
-                    }
-                }
+            let permit = {
+                let mut state = self.lock();
+                self.admit(&mut state, claim, Held { tokens, items: 1 })
+                    .map(|()| self.take(&mut state, claim, &[tokens]).pop())
+            };
+            match permit {
+                Ok(Some(permit)) => return Ok(permit),
+                Ok(None) => {}
                 Err(ScoreError::QueueFull { .. }) => room.await,
                 Err(error) => return Err(error),
             }
@@ -410,6 +432,21 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_device_has_what_there_is_at_once() {
+        let queue = queue(10_000, 100);
+        let took = (0..5).map(|_| {
+            let (job, _answer) = job(&queue, &claim("a"), 10);
+            queue.push(job);
+            let start = Instant::now();
+            assert_eq!(queue.next_batch(BUDGET).unwrap().len(), 1);
+            start.elapsed()
+        });
+        // The quickest: this machine may be busy with other things.
+        let quickest = took.min().unwrap();
+        assert!(quickest < Duration::from_millis(20), "it waited {quickest:?} for a fuller batch");
+    }
+
+    #[test]
     fn all_places_come_back() {
         let queue = queue(1000, 10);
         let claim = claim("a");
@@ -440,6 +477,32 @@ mod tests {
         // Its own share is 500: what it has above that drains first.
         assert!(near(refused(&queue, &a, &[100]), 3.0));
         drop(held);
+    }
+
+    #[test]
+    fn who_would_be_late_is_refused_by_what_goes_before_it() {
+        let queue = queue(10_000, 100);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let until = |name, priority| Claim { priority, deadline: Some(deadline), ..claim(name) };
+        let late = |claim: &Claim, tokens| match queue.reserve(claim, &[tokens]) {
+            Err(ScoreError::ExpectedLate { expected, .. }) => Some(expected.as_secs()),
+            other => other.map(|_| None).unwrap(),
+        };
+        let (training, evaluation) = (Priority::Training, Priority::Evaluation);
+        let held = queue.reserve(&claim("a"), &[4000]).unwrap();
+        assert_eq!(late(&until("a", training), 100), None, "nothing has been measured");
+        let start = Instant::now();
+        queue.lock().drain.begin(start);
+        queue.lock().drain.answered(1000, false, start + Duration::from_secs(10));
+        // A hundred tokens a second.
+        assert_eq!(late(&until("a", training), 100), Some(40));
+        assert_eq!(late(&claim("a"), 100), None, "it has the time");
+        assert_eq!(late(&until("b", training), 100), None, "another takes turns with it");
+        assert_eq!(late(&until("b", training), 3000), Some(30));
+        assert_eq!(late(&until("b", evaluation), 100), None, "it has a tenth");
+        assert_eq!(late(&until("b", evaluation), 300), Some(27));
+        drop(held);
+        assert_eq!(late(&until("a", training), 5000), None, "nothing goes before it");
     }
 
     #[test]

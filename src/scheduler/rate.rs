@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_millis(500);
 /// How much the newest measurement counts.
 const NEWEST: f64 = 0.5;
+/// How many times the time that is left an answer must be expected to take before a call is refused for it.
+const LATE_BY: u32 = 2;
 /// What is told while nothing has been measured.
 const UNKNOWN: Duration = Duration::from_secs(1);
 /// The least and the greatest wait that is told.
@@ -17,12 +19,24 @@ pub(super) struct Drain {
     since: Option<Instant>,
     tokens: usize,
     rate: Option<f64>,
+    /// The rate while there was always more than the devices could take: how fast it can be. With less to do it is
+    /// slower only for want of work, and nobody is turned away for that.
+    full_rate: Option<f64>,
+    /// Whether the devices have had all there was since the window began.
+    lull: bool,
 }
 
 impl Drain {
     /// There is work now.
     pub fn begin(&mut self, now: Instant) {
-        self.since.get_or_insert(now);
+        if self.since.is_none() {
+            (self.since, self.lull) = (Some(now), false);
+        }
+    }
+
+    /// A device has taken all there was.
+    pub fn lull(&mut self) {
+        self.lull = true;
     }
 
     /// So many tokens were answered; `idle`: and nothing else waits.
@@ -32,8 +46,17 @@ impl Drain {
         let took = now.saturating_duration_since(since);
         if took >= WINDOW || idle {
             let newest = self.tokens as f64 / took.as_secs_f64().max(1e-6);
-            self.rate = Some(self.rate.map_or(newest, |rate| NEWEST * newest + (1.0 - NEWEST) * rate));
-            self.tokens = 0;
+            let smooth =
+                |rate: Option<f64>| rate.map_or(newest, |rate| NEWEST * newest + (1.0 - NEWEST) * rate);
+            self.rate = Some(smooth(self.rate));
+            if took >= WINDOW {
+                self.full_rate = match self.full_rate {
+                    full if !self.lull => Some(smooth(full)),
+                    // It can be so fast, also with less to do.
+                    full => full.map(|full| full.max(newest)),
+                };
+            }
+            (self.tokens, self.lull) = (0, false);
             self.since = (!idle).then_some(now);
         }
     }
@@ -41,6 +64,15 @@ impl Drain {
     /// The time in which so many tokens drain; `None` where nothing has been measured.
     fn time_for(&self, tokens: usize) -> Option<Duration> {
         self.rate.map(|rate| Duration::from_secs_f64((tokens as f64 / rate.max(1.0)).min(86400.0)))
+    }
+
+    /// How many of the tokens before a call are too many for who has `left`, and the time that all of them take; `None`
+    /// where there is no saying that it would be late. It must be late by a wide margin: an estimate may be wrong.
+    pub fn too_many(&self, before: usize, left: Duration) -> Option<(usize, Duration)> {
+        let rate = self.full_rate?.max(1.0);
+        let expected = Duration::from_secs_f64((before as f64 / rate).min(86400.0));
+        let excess = before.saturating_sub((rate * left.as_secs_f64()) as usize);
+        (expected > LATE_BY * left).then_some((excess, expected))
     }
 }
 
@@ -111,6 +143,34 @@ mod tests {
         drain.begin(at(3600.0));
         drain.answered(2000, true, at(3601.0));
         assert_eq!(drain.time_for(2000), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn nobody_is_late_by_a_rate_that_was_low_for_want_of_work() {
+        let (mut drain, start) = (Drain::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let left = Duration::from_secs(1);
+        drain.begin(at(0));
+        drain.lull();
+        drain.answered(10, false, at(1));
+        assert_eq!(drain.too_many(1_000_000, left), None, "nothing is known of its speed");
+        drain.answered(100, false, at(2));
+        assert_eq!(drain.too_many(200, left), None, "twice the time is not wide enough");
+        assert_eq!(drain.too_many(300, left), Some((200, Duration::from_secs(3))));
+        // Slow for want of work: nothing new. Fast in spite of it: it can be.
+        drain.lull();
+        drain.answered(10, false, at(3));
+        assert_eq!(drain.too_many(300, left), Some((200, Duration::from_secs(3))));
+        drain.lull();
+        drain.answered(300, true, at(4));
+        assert_eq!(drain.too_many(600, left), None);
+        // A stall that is over is forgotten, though nothing waits long enough any more to measure it again.
+        drain.begin(at(4));
+        drain.answered(1, false, at(1000));
+        drain.answered(1, false, at(2000));
+        drain.lull();
+        drain.answered(300, false, at(2001));
+        assert_eq!(drain.too_many(600, left), None);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use metrics::gauge;
 
-use super::caller::{Caller, Claim, Priority};
+use super::batch::TRAINING_PER_EVALUATION;
 use super::rate::{Comeback, Drain};
+use crate::caller::{Caller, Claim, Priority};
 use crate::config::Capacity;
 use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
 
@@ -121,6 +122,40 @@ impl Room {
         let comeback =
             self.accounts.get_mut(caller).map_or(&mut self.comeback, |account| &mut account.comeback);
         Err(comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), now))
+    }
+
+    /// Whether a call that wants so much should be answered before its deadline; or how long that should take, and when
+    /// it should come back.
+    pub fn expect_in_time(
+        &mut self,
+        claim: &Claim,
+        wanted: Held,
+        drain: &Drain,
+    ) -> Result<(), (Duration, Duration)> {
+        let Some(deadline) = claim.deadline else { return Ok(()) };
+        let now = Instant::now();
+        let before = self.before(claim, wanted);
+        let late = drain.too_many(before, deadline.saturating_duration_since(now));
+        let Some((excess, expected)) = late else { return Ok(()) };
+        let comeback =
+            self.accounts.get_mut(&claim.caller).map_or(&mut self.comeback, |account| &mut account.comeback);
+        Err((expected, comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), now)))
+    }
+
+    /// The tokens that should go before the last of a call's own: of others in its lane no more than they have, and no
+    /// more than take turns with it; of training, before evaluation, no more than its part.
+    fn before(&self, claim: &Claim, wanted: Held) -> usize {
+        let own = self.accounts.get(&claim.caller).map(|account| account.held.tokens);
+        let holders = self.accounts.len() + usize::from(own.is_none());
+        let turns = (own.unwrap_or_default() + wanted.tokens) * holders - wanted.tokens;
+        let [training, evaluation] = self.by_priority.map(|held| held.tokens);
+        match claim.priority {
+            Priority::Training => training.min(turns),
+            Priority::Evaluation => {
+                let lane = evaluation.min(turns);
+                lane + training.min((lane + wanted.tokens) * TRAINING_PER_EVALUATION)
+            }
+        }
     }
 
     #[cfg(test)]

@@ -71,21 +71,21 @@ pub fn result(outcome: &Result<Answer, ScoreError>, place: &str) -> proto::Score
     proto::ScoreResult { outcome: Some(outcome) }
 }
 
-/// The longest time of each kind among these answers.
+/// The longest time of each kind among these answers. The current call's trace shows those of the slowest.
 pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings {
     let mut longest = [Duration::ZERO; 3];
+    let mut slowest = longest;
     for answer in answers {
         let times = [answer.preprocess, answer.scored.queue, answer.scored.inference];
         for (longest, time) in longest.iter_mut().zip(times) {
             *longest = time.max(*longest);
         }
+        slowest = std::cmp::max_by_key(slowest, times, |times| times.iter().sum::<Duration>());
     }
-    let [preprocess, queue, inference] = longest;
-    trace::rooms([
-        ("preprocess.seconds", preprocess),
-        ("queue.seconds", queue),
-        ("inference.seconds", inference),
-    ]);
+    let [preprocess, queue, inference] = slowest;
+    if !preprocess.is_zero() {
+        trace::rooms([("preprocess", preprocess), ("queue", queue), ("inference", inference)]);
+    }
     // A duration that does not fit would be 292 billion years.
     let [preprocess, queue, inference] = longest.map(|time| time.try_into().ok());
     proto::Timings { preprocess, queue, inference }

@@ -14,11 +14,13 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
+use super::in_flight::{Arrivals, Counted, InFlight};
 use super::punctual::Punctual;
-use super::status::status;
+use super::status::of_call;
 use crate::auth::{Followed, Tokens};
+use crate::caller::Caller;
+use crate::config::Limits;
 use crate::error::ScoreError;
-use crate::scheduler::Caller;
 
 /// What health checkers ask. They are asked nothing: neither Kubernetes nor most balancers can show a token, and all
 /// that they learn is whether the server serves.
@@ -38,6 +40,7 @@ struct Rules {
     tokens: Option<Followed<Tokens>>,
     max_calls: usize,
     message_timeout: Duration,
+    in_flight: Arc<InFlight>,
     /// How many calls each caller has open. Callers without any are left out.
     open: Mutex<HashMap<Caller, usize>>,
 }
@@ -66,10 +69,16 @@ impl Drop for Held {
 }
 
 impl Gate {
-    /// A gate at which, where there are `tokens`, callers must show one; where each may have `max_calls` calls open;
-    /// and where a message must be there `message_timeout` after it was begun.
-    pub fn new(tokens: Option<Followed<Tokens>>, max_calls: usize, message_timeout: Duration) -> Self {
-        Self(Arc::new(Rules { tokens, max_calls, message_timeout, open: Mutex::default() }))
+    /// A gate at which, where there are `tokens`, callers must show one, and where each has to keep the limits on its
+    /// calls and messages.
+    pub fn new(tokens: Option<Followed<Tokens>>, limits: &Limits) -> Self {
+        Self(Arc::new(Rules {
+            tokens,
+            max_calls: limits.max_calls_per_caller,
+            message_timeout: limits.message_timeout,
+            in_flight: InFlight::new(limits),
+            open: Mutex::default(),
+        }))
     }
 
     /// Who calls, with its place where the call needs one.
@@ -145,17 +154,22 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (caller, place) = match self.gate.admit(&request) {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(ready(Ok(status(&error, "").into_http()))),
+            Err(error) => return Box::pin(ready(Ok(of_call(&error).into_http()))),
         };
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
-        request.extensions_mut().insert(caller);
         if place.is_some() {
             let whole = !request.uri().path().ends_with("/ScoreStream");
             let limit = self.gate.0.message_timeout;
-            request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
+            let (room, arrivals) = (Arc::clone(&self.gate.0.in_flight), Arrivals::default());
+            request.extensions_mut().insert(arrivals.clone());
+            request = request.map(|body| {
+                let body = Body::new(Punctual::new(body, whole, limit));
+                Body::new(Counted::new(body, room, caller.clone(), arrivals, (!whole).then_some(limit)))
+            });
         }
+        request.extensions_mut().insert(caller);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;

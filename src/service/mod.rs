@@ -1,12 +1,14 @@
 //! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
 //!
-//! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much, how slowly), then its handler here, which turns messages to work with
-//! `convert`, hands it to the engine, and turns what comes back to messages; errors become statuses by the one
-//! table in `status`.
+//! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much at once: `in_flight`, how slowly:
+//! `punctual`), then its handler here, which turns messages to work with `convert`, hands it to the engine, and turns
+//! what comes back to messages; errors become statuses by the one table in `status`.
 
 mod calls;
 mod convert;
+mod framing;
 mod gate;
+mod in_flight;
 mod punctual;
 mod status;
 
@@ -18,15 +20,19 @@ use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::caller::{Caller, Claim, Priority};
 use crate::engine::{Admitted, Answer, Engine};
 use crate::error::ScoreError;
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
-use crate::scheduler::{Caller, Claim, Permit, Priority};
+use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
 pub use status::label as code_name;
+
+use in_flight::Arrivals;
+use status::of_call;
 
 /// Where the server is in its life.
 #[derive(Clone)]
@@ -69,8 +75,10 @@ impl SpatialScoreService for Handlers {
         request: Request<proto::ScoreRequest>,
     ) -> Result<Response<proto::ScoreResponse>, Status> {
         let claim = claim(&request);
-        let engine = self.engine().map_err(of_call)?;
-        let outcomes = score_batch(&engine, request.into_inner(), claim).await.map_err(of_call)?;
+        let engine = self.engine().map_err(|error| of_call(&error))?;
+        let arrivals = arrivals(&request);
+        let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
+        let outcomes = score_batch(&engine, request, claim).await.map_err(|error| of_call(&error))?;
         let place = |index| format!("items[{index}].");
         Ok(Response::new(proto::ScoreResponse {
             timings: Some(convert::timings(outcomes.iter().flatten())),
@@ -89,8 +97,9 @@ impl SpatialScoreService for Handlers {
         request: Request<Streaming<proto::ScoreStreamRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
         let claim = claim(&request);
-        let engine = self.engine().map_err(of_call)?;
-        let (items, end) = read(request.into_inner(), self.stage.clone());
+        let engine = self.engine().map_err(|error| of_call(&error))?;
+        let arrivals = arrivals(&request);
+        let (items, end) = read(request.into_inner(), arrivals, self.stage.clone());
         let most = engine.limits().max_stream_items;
         let answers = items
             // One after the other: while one waits for room in the queue, nothing more is read.
@@ -110,7 +119,7 @@ impl SpatialScoreService for Handlers {
         &self,
         _: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
-        let engine = self.engine().map_err(of_call)?;
+        let engine = self.engine().map_err(|error| of_call(&error))?;
         Ok(Response::new(convert::model(engine.info(), engine.limits())))
     }
 }
@@ -163,26 +172,32 @@ async fn score_batch(
 /// is a status to tell once everything that was read is answered.
 fn read(
     messages: Streaming<proto::ScoreStreamRequest>,
+    arrivals: Arrivals,
     stage: watch::Receiver<Stage>,
 ) -> (impl Stream<Item = proto::ScoreStreamRequest>, oneshot::Receiver<Status>) {
     let (end, ended) = oneshot::channel();
-    let items = stream::unfold((messages, stage, end), async |(mut messages, mut stage, end)| {
-        let message = tokio::select! {
-            biased;
-            _ = stage.wait_for(|stage| matches!(stage, Stage::Draining)) => {
-                Err(of_call(ScoreError::Unavailable(DRAINING)))
+    let items = stream::unfold(
+        (messages, arrivals, stage, end),
+        async |(mut messages, arrivals, mut stage, end)| {
+            let message = tokio::select! {
+                biased;
+                _ = stage.wait_for(|stage| matches!(stage, Stage::Draining)) => {
+                    Err(of_call(&ScoreError::Unavailable(DRAINING)))
+                }
+                message = messages.message() => message.map_err(status::of_transport).and_then(|message| {
+                    message.map(|message| arrivals.receive(message)).transpose().map_err(|error| of_call(&error))
+                }),
+            };
+            match message {
+                Ok(Some(message)) => Some((message, (messages, arrivals, stage, end))),
+                Ok(None) => None,
+                Err(status) => {
+                    let _ = end.send(status);
+                    None
+                }
             }
-            message = messages.message() => message.map_err(status::of_transport),
-        };
-        match message {
-            Ok(Some(message)) => Some((message, (messages, stage, end))),
-            Ok(None) => None,
-            Err(status) => {
-                let _ = end.send(status);
-                None
-            }
-        }
-    });
+        },
+    );
     (items, ended)
 }
 
@@ -229,6 +244,11 @@ async fn answer_streamed(
     }
 }
 
+/// Where a call's messages have found room.
+fn arrivals<T>(request: &Request<T>) -> Arrivals {
+    request.extensions().get().cloned().unwrap_or_default()
+}
+
 /// Whose a call is, and until when its answer is wanted.
 fn claim<T>(request: &Request<T>) -> Claim {
     let extensions = request.extensions();
@@ -247,8 +267,4 @@ fn priority(number: i32) -> Result<Priority, ScoreError> {
             Err(ScoreError::invalid("priority", reason))
         }
     }
-}
-
-fn of_call(error: ScoreError) -> Status {
-    status::status(&error, "")
 }

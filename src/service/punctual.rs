@@ -11,6 +11,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::framing::Framing;
 use super::status::status;
 use crate::error::ScoreError;
 
@@ -68,43 +69,6 @@ impl http_body::Body for Punctual {
     }
 }
 
-/// Where in gRPC's framing a body is: messages behind a byte of flags and four of length.
-#[derive(Debug, Default)]
-struct Framing {
-    prefix: [u8; 5],
-    /// Bytes of the prefix that are there.
-    have: usize,
-    /// Bytes of the message that are not there.
-    missing: usize,
-}
-
-impl Framing {
-    fn advance(&mut self, mut data: &[u8]) {
-        while !data.is_empty() {
-            if self.missing > 0 {
-                let taken = self.missing.min(data.len());
-                self.missing -= taken;
-                data = data.split_at(taken).1;
-                continue;
-            }
-            let taken = (self.prefix.len() - self.have).min(data.len());
-            let (head, rest) = data.split_at(taken);
-            for (place, byte) in self.prefix.iter_mut().skip(self.have).zip(head) {
-                *place = *byte;
-            }
-            (self.have, data) = (self.have + taken, rest);
-            if self.have == self.prefix.len() {
-                let [_, length @ ..] = self.prefix;
-                (self.have, self.missing) = (0, u32::from_be_bytes(length) as usize);
-            }
-        }
-    }
-
-    fn within_message(&self) -> bool {
-        self.have > 0 || self.missing > 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures::{StreamExt, stream};
@@ -112,20 +76,6 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-
-    #[test]
-    fn framing_is_followed_however_it_is_cut() {
-        let body = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[1, 0, 0, 0, 0], &[0, 0, 0, 0, 1, 9]].concat();
-        let boundaries = [0, 8, 13, 19];
-        for size in 1..=body.len() {
-            let (mut framing, mut at) = (Framing::default(), 0);
-            for piece in body.chunks(size) {
-                framing.advance(piece);
-                at += piece.len();
-                assert_eq!(framing.within_message(), !boundaries.contains(&at), "{at} in pieces of {size}");
-            }
-        }
-    }
 
     const LIMIT: Duration = Duration::from_secs(10);
 

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use metrics::counter;
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Level;
 
 use crate::error::ScoreError;
+use crate::telemetry::CALLS_REFUSED;
 
-/// When a caller with too many calls may look again whether one has ended: only it could know better.
+/// When a caller with too many calls or bytes may look again whether some have ended: only it could know better.
 const CALL_ENDS: Duration = Duration::from_secs(1);
 
 /// The gRPC code of an error.
@@ -17,7 +19,10 @@ pub fn code(error: &ScoreError) -> Code {
     match error {
         ScoreError::Invalid { .. } => Code::InvalidArgument,
         ScoreError::Unauthenticated(_) => Code::Unauthenticated,
-        ScoreError::QueueFull { .. } | ScoreError::TooManyCalls { .. } => Code::ResourceExhausted,
+        ScoreError::QueueFull { .. }
+        | ScoreError::ExpectedLate { .. }
+        | ScoreError::TooManyCalls { .. }
+        | ScoreError::TooManyBytes { .. } => Code::ResourceExhausted,
         ScoreError::DeadlineExceeded | ScoreError::SlowMessage(_) => Code::DeadlineExceeded,
         ScoreError::Cancelled => Code::Cancelled,
         ScoreError::Unavailable(_) => Code::Unavailable,
@@ -31,7 +36,9 @@ pub fn concerns_call(error: &ScoreError) -> bool {
     match error {
         ScoreError::Invalid { .. } | ScoreError::Internal(_) => false,
         ScoreError::QueueFull { .. }
+        | ScoreError::ExpectedLate { .. }
         | ScoreError::TooManyCalls { .. }
+        | ScoreError::TooManyBytes { .. }
         | ScoreError::Unauthenticated(_)
         | ScoreError::DeadlineExceeded
         | ScoreError::SlowMessage(_)
@@ -85,15 +92,30 @@ pub fn status(error: &ScoreError, place: &str) -> Status {
             details.add_bad_request_violation(format!("{place}{field}"), reason);
             message = format!("{place}{message}");
         }
-        ScoreError::QueueFull { retry_after } => {
+        ScoreError::QueueFull { retry_after } | ScoreError::ExpectedLate { retry_after, .. } => {
             details.set_retry_info(Some(*retry_after));
         }
-        ScoreError::TooManyCalls { .. } => {
+        ScoreError::TooManyCalls { .. } | ScoreError::TooManyBytes { .. } => {
             details.set_retry_info(Some(CALL_ENDS));
         }
         _ => {}
     }
     Status::with_error_details(code(error), message, details)
+}
+
+/// The status of a call that fails as a whole; one that is refused for want of room is counted.
+pub fn of_call(error: &ScoreError) -> Status {
+    let full = match error {
+        ScoreError::QueueFull { .. } => Some("queue"),
+        ScoreError::ExpectedLate { .. } => Some("deadline"),
+        ScoreError::TooManyBytes { .. } => Some("bytes"),
+        ScoreError::TooManyCalls { .. } => Some("calls"),
+        _ => None,
+    };
+    if let Some(reason) = full {
+        counter!(CALLS_REFUSED, "reason" => reason).increment(1);
+    }
+    status(error, "")
 }
 
 /// The same status as an item carries it.

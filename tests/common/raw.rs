@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -41,7 +41,14 @@ pub struct Raw {
 
 impl Raw {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::connect_from("127.0.0.1", address).await
+    }
+
+    /// From an address such as 127.0.0.2, which is another caller to the server.
+    pub async fn connect_from(from: &str, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        let stream = socket.connect(address).await.unwrap();
         let mut http2 = Builder::new(TokioExecutor::new());
         let http2 = http2.timer(TokioTimer::new());
         let (sender, connection) = http2.handshake(TokioIo::new(stream)).await.unwrap();
