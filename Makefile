@@ -133,9 +133,9 @@ client-stubs: .venv/client/installed ## Make the Python client's messages from t
 client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
 	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
-client-frameworks: build .venv/frameworks/installed ## Test the adapters in torch, TRL and UniRL themselves (fetches 3 GB)
+client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port with torch, TRL and UniRL themselves (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
-	    $(addprefix clients/python/tests/test_,adapters.py images.py rewards.py server.py)
+	    $(addprefix clients/python/tests/test_,adapters.py http.py images.py rewards.py server.py)
 
 .venv/example/installed: scripts/python_env.py examples/grpo_layout/requirements.txt clients/python/pyproject.toml
 	$(PYTHON) $< $(@D) examples/grpo_layout/requirements.txt

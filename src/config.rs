@@ -51,6 +51,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Where traces go.
     pub trace: TraceSettings,
+    /// Where trainers' own reward clients call over HTTP; `None`: nowhere.
+    pub http_listen: Option<SocketAddr>,
     /// Where metrics are read; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -285,6 +287,7 @@ impl Settings {
                 otlp_endpoint: r.endpoint("trace.otlp_endpoint"),
                 sample_ratio: r.number("trace.sample_ratio", 0.0..=1.0),
             },
+            http_listen: r.optional_address("http.listen", 8080),
             metrics_listen: r.optional_address("metrics.listen", 9464),
         };
         settings.check_together(r);
@@ -309,13 +312,16 @@ impl Settings {
         let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
         let asked =
             self.tokens_file.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if !self.server.listen.ip().is_loopback() && !anonymous && !asked {
-            r.fault(
-                "server.listen",
-                "other machines can reach this address, and nobody is asked who they are: give callers tokens \
-                 (auth.tokens_file) or certificates (tls.client_ca), take a loopback address such as 127.0.0.1, or \
-                 say --allow-anonymous (server.allow_anonymous = true)",
-            );
+        let addresses = [("server.listen", Some(self.server.listen)), ("http.listen", self.http_listen)];
+        for (name, address) in addresses {
+            if address.is_some_and(|address| !address.ip().is_loopback()) && !anonymous && !asked {
+                r.fault(
+                    name,
+                    "other machines can reach this address, and nobody is asked who they are: give callers tokens \
+                     (auth.tokens_file) or certificates (tls.client_ca), take a loopback address such as 127.0.0.1, \
+                     or say --allow-anonymous (server.allow_anonymous = true)",
+                );
+            }
         }
         self.check_files(r);
     }
@@ -580,6 +586,7 @@ mod tests {
         assert_eq!(Settings::load(&sources).unwrap(), defaults);
 
         assert_eq!(defaults.server.listen, "127.0.0.1:50051".parse().unwrap());
+        assert_eq!(defaults.http_listen, None);
         assert_eq!(defaults.metrics_listen, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!(defaults.model.checkpoint, "spatialscore-mini");
         assert_eq!(defaults.limits.max_prompt_bytes, 8192);
@@ -706,6 +713,12 @@ mod tests {
         assert!(load(&[("server.listen", "[::]:50051")]).is_err());
         assert!(load(&[("server.listen", "[::1]:50051")]).is_ok());
         assert!(load(&[("server.listen", "0.0.0.0:50051"), ("server.allow_anonymous", "true")]).is_ok());
+        let InvalidSettings(faults) = load(&[("http.listen", "0.0.0.0:8080")]).unwrap_err();
+        assert!(
+            faults[0].to_string().starts_with("http.listen = \"0.0.0.0:8080\" (from a flag): other machines")
+        );
+        assert!(load(&[("http.listen", "127.0.0.1:8080")]).unwrap().http_listen.is_some());
+        assert!(load(&[("http.listen", "0.0.0.0:8080"), ("server.allow_anonymous", "true")]).is_ok());
     }
 
     #[test]

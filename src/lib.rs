@@ -6,7 +6,8 @@
 //! One direction, no way back but the reply. A module may use those below it in this list and none above:
 //!
 //! 1. [`server`]: the life of a server: listen, load, serve, drain, stop. [`transport`]: its connections, TLS.
-//! 2. [`service`]: the gRPC edge. Knows who calls, checks limits and deadlines, refuses early.
+//! 2. [`service`]: the gRPC edge. Knows who calls, checks limits and deadlines, refuses early. [`http`] puts the JSON of
+//!    trainers' own reward clients before it.
 //! 3. [`engine`]: what stands behind the service: processor, queue and workers of a model that is up.
 //! 4. [`processor`]: bytes to pixels to patches, prompt to token ids, on a CPU pool. The twin of the
 //!    Hugging Face processor. Its product is a [`model::Sample`].
@@ -27,6 +28,7 @@ pub mod config;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod http;
 pub mod model;
 pub mod processor;
 pub mod proto;

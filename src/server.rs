@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde::Deserialize;
 use tch::{Device, Kind};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -29,8 +30,8 @@ use crate::model::{Normalisation, RewardModel, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 use crate::proto::spatial_score_service_server::{SERVICE_NAME, SpatialScoreServiceServer};
 use crate::service::{CallLayer, Gate, Handlers, Stage};
-use crate::transport::{self, Wire};
-use crate::{proto, telemetry};
+use crate::transport::{self, Protocol, Wire};
+use crate::{http, proto, telemetry};
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,6 +41,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Listeners {
     /// For gRPC.
     pub grpc: TcpListener,
+    /// For trainers' own reward clients, which speak HTTP/1.1.
+    pub http: Option<TcpListener>,
     /// For Prometheus.
     pub metrics: Option<TcpListener>,
 }
@@ -72,17 +75,20 @@ impl Listeners {
     /// # Errors
     /// An address is taken or not this machine's.
     pub async fn bind(settings: &Settings) -> Result<Self, ServerError> {
-        let bind = async |address: std::net::SocketAddr| {
+        let bind = async |address: SocketAddr| {
             TcpListener::bind(address)
                 .await
                 .map_err(|source| ServerError::Bind { address: address.to_string(), source })
         };
-        let grpc = bind(settings.server.listen).await?;
-        let metrics = match settings.metrics_listen {
-            Some(address) => Some(bind(address).await?),
-            None => None,
+        let bind_if = async |address: Option<_>| match address {
+            Some(address) => bind(address).await.map(Some),
+            None => Ok(None),
         };
-        Ok(Self { grpc, metrics })
+        Ok(Self {
+            grpc: bind(settings.server.listen).await?,
+            http: bind_if(settings.http_listen).await?,
+            metrics: bind_if(settings.metrics_listen).await?,
+        })
     }
 }
 
@@ -103,7 +109,7 @@ pub async fn run(
         }
     };
     tokio::select! {
-        ended = serve(settings, listeners.grpc, load_checkpoint, shutdown) => ended,
+        ended = serve(settings, listeners.grpc, listeners.http, load_checkpoint, shutdown) => ended,
         () = scrapes => Ok(()),
     }
 }
@@ -114,12 +120,13 @@ pub async fn run(
 /// As [`run`].
 pub async fn serve<S: Scorer + 'static>(
     settings: Settings,
-    listener: TcpListener,
+    grpc: TcpListener,
+    http: Option<TcpListener>,
     load: impl FnOnce(&Settings) -> Result<Loaded<S>, LoadError> + Send + 'static,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     let (stage, watched) = watch::channel(Stage::Loading);
-    let (health, transport) = open(&settings, listener, Handlers::new(watched)).await?;
+    let (health, transport) = open(&settings, grpc, http, Handlers::new(watched)).await?;
     let mut shutdown = std::pin::pin!(shutdown);
 
     let server = settings.server.clone();
@@ -142,7 +149,7 @@ pub async fn serve<S: Scorer + 'static>(
         () = &mut shutdown => None,
     };
 
-    announce(&health, ServingStatus::NotServing).await;
+    health.announce(ServingStatus::NotServing).await;
     if let Some(lost) = lost {
         stage.send_replace(Stage::Draining);
         lifeline.abandon();
@@ -159,7 +166,7 @@ pub async fn serve<S: Scorer + 'static>(
 /// Keeps health true while the workers come and go. Ends where there has been none for `limit`.
 async fn follow_workers(
     mut up: watch::Receiver<usize>,
-    health: &HealthReporter,
+    health: &Health,
     info: &ModelInfo,
     limit: Duration,
 ) -> LoadError {
@@ -168,7 +175,7 @@ async fn follow_workers(
         let count = *up.borrow_and_update();
         gauge!(telemetry::WORKERS).set(count as f64);
         let status = if count > 0 { ServingStatus::Serving } else { ServingStatus::NotServing };
-        announce(health, status).await;
+        health.announce(status).await;
         if count > 0 && !std::mem::replace(&mut served, true) {
             // Last, since whoever waits for this line calls at once.
             tracing::info!(model = ?info, "serving");
@@ -195,21 +202,18 @@ async fn drain(mut lifeline: Lifeline, limit: Duration) {
     let _ = tokio::task::spawn_blocking(|| lifeline.join()).await;
 }
 
-/// A gRPC server that runs.
+/// Ports that are served.
 struct Transport {
     close: watch::Sender<bool>,
-    serving: JoinHandle<()>,
+    ports: JoinSet<()>,
 }
 
 impl Transport {
     /// Lets the connections end, and ends them where they do not.
-    async fn close(self) -> Result<(), ServerError> {
+    async fn close(mut self) -> Result<(), ServerError> {
         self.close.send_replace(true);
-        let abort = self.serving.abort_handle();
-        // Its panic, if any, has been logged, and every call was answered before.
-        if timeout(CLOSE_TIMEOUT, self.serving).await.is_err() {
-            abort.abort();
-        }
+        // A panic, if any, has been logged, and every call was answered before. What is left goes with the set.
+        let _ = timeout(CLOSE_TIMEOUT, async { while self.ports.join_next().await.is_some() {} }).await;
         Ok(())
     }
 }
@@ -217,11 +221,32 @@ impl Transport {
 /// Starts to listen, with every service, and with a health that says `NOT_SERVING`.
 async fn open(
     settings: &Settings,
-    listener: TcpListener,
+    grpc: TcpListener,
+    http: Option<TcpListener>,
     handlers: Handlers,
-) -> Result<(HealthReporter, Transport), ServerError> {
-    let (health, health_service) = health_reporter();
-    announce(&health, ServingStatus::NotServing).await;
+) -> Result<(Health, Transport), ServerError> {
+    let (reporter, health_service) = health_reporter();
+    let (serving, is_serving) = watch::channel(false);
+    let health = Health { reporter, serving };
+    health.announce(ServingStatus::NotServing).await;
+    let limits = &settings.limits;
+    let gate = Gate::new(tokens(settings)?, limits);
+    let calls = ServiceBuilder::new().layer(CallLayer).layer(gate);
+    let wire = Wire::new(certificates(settings)?, settings.server.clone());
+    let (close, closed) = watch::channel(false);
+    let mut ports = JoinSet::new();
+    if let Some(listener) = http {
+        let routes = http::routes(handlers.clone(), is_serving, limits.max_message_bytes);
+        let service = http::translate(calls.clone().service(routes), handlers.clone());
+        ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
+    }
+    let routes = grpc_routes(Routes::new(health_service), handlers, limits.max_message_bytes)?;
+    ports.spawn(transport::serve(wire, Protocol::Http2, grpc, calls.service(routes), closed));
+    Ok((health, Transport { close, ports }))
+}
+
+/// The services of the gRPC port beside those in `routes`, with messages of at most `most` bytes.
+fn grpc_routes(routes: Routes, handlers: Handlers, most: usize) -> Result<Routes, ServerError> {
     // Each version of reflection names the other too.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -231,28 +256,24 @@ async fn open(
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
-    let most = settings.limits.max_message_bytes;
     let service = SpatialScoreServiceServer::new(handlers)
         .max_decoding_message_size(most)
         .max_encoding_message_size(most)
         .accept_compressed(CompressionEncoding::Gzip);
-    let routes = Routes::new(health_service)
+    Ok(routes
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(service)
-        .prepare();
-    let gate = Gate::new(tokens(settings)?, &settings.limits);
-    let service = ServiceBuilder::new().layer(CallLayer).layer(gate).service(routes);
-    let wire = Wire { tls: certificates(settings)?, settings: settings.server.clone() };
-    let (close, closed) = watch::channel(false);
-    let serving = tokio::spawn(transport::serve(wire, listener, service, closed));
-    Ok((health, Transport { close, serving }))
+        .prepare())
 }
 
 /// The tokens of the settings' file, read again whenever it changes.
 fn tokens(settings: &Settings) -> Result<Option<Followed<Tokens>>, FileFault> {
     let Some(path) = settings.tokens_file.clone() else { return Ok(None) };
-    if settings.tls.is_none() && !settings.server.listen.ip().is_loopback() {
+    let public = |address: &SocketAddr| !address.ip().is_loopback();
+    if settings.tls.is_none()
+        && [Some(settings.server.listen), settings.http_listen].iter().flatten().any(public)
+    {
         tracing::warn!("tokens cross the network in plain text: set tls.certificate, or let a proxy do TLS");
     }
     let parse = move |contents: &[Vec<u8>]| {
@@ -284,11 +305,22 @@ fn publish(info: &ModelInfo) {
     .set(1.0);
 }
 
-/// Tells health checkers, of the server as a whole and of the service alike, and the metrics.
-async fn announce(health: &HealthReporter, status: ServingStatus) {
-    health.set_service_status("", status).await;
-    health.set_service_status(SERVICE_NAME, status).await;
-    gauge!(telemetry::SERVING).set(if status == ServingStatus::Serving { 1.0 } else { 0.0 });
+/// What health checkers are told.
+struct Health {
+    reporter: HealthReporter,
+    /// The same for those that ask over HTTP.
+    serving: watch::Sender<bool>,
+}
+
+impl Health {
+    /// Tells them, of the server as a whole and of the service alike, and the metrics.
+    async fn announce(&self, status: ServingStatus) {
+        self.reporter.set_service_status("", status).await;
+        self.reporter.set_service_status(SERVICE_NAME, status).await;
+        let serving = status == ServingStatus::Serving;
+        self.serving.send_replace(serving);
+        gauge!(telemetry::SERVING).set(if serving { 1.0 } else { 0.0 });
+    }
 }
 
 /// Runs blocking work on a thread of its own, which the end of the runtime does not wait for.

@@ -1,26 +1,29 @@
-//! The wire: connections, the TLS and the HTTP/2 on them, and how many and how idle they may be.
+//! The wire: connections, the TLS and the HTTP on them, and how many and how idle they may be.
 //!
 //! In place of tonic's own accept loop, which can neither bound connections nor close idle ones nor take new
 //! certificates.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use metrics::{counter, gauge};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
@@ -39,25 +42,57 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an idle connection may take to close in order, before it is cut.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an HTTP/1.1 connection that the server ends is read on for.
+const LINGER: Duration = Duration::from_secs(30);
 /// The pause after a failure to accept: out of file descriptors, most likely, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What connections are like.
+/// What the connections of all ports are like.
 pub struct Wire {
-    /// TLS, or plain text.
-    pub tls: Option<Followed<ServerConfig>>,
-    /// The limits.
-    pub settings: ServerSettings,
+    tls: Option<Followed<ServerConfig>>,
+    settings: ServerSettings,
+    places: Arc<Semaphore>,
 }
 
-/// Serves connections until `close` turns true, then lets each end once its calls have. Dropping the future cuts them.
-pub async fn serve<S>(wire: Wire, listener: TcpListener, service: S, close: watch::Receiver<bool>)
-where
+impl Wire {
+    /// Connections with TLS, or in plain text, within the limits of the settings.
+    pub fn new(tls: Option<Followed<ServerConfig>>, settings: ServerSettings) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(settings.max_connections));
+        Arc::new(Self { tls, settings, places })
+    }
+}
+
+/// What is spoken on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, as trainers' own reward clients do.
+    Http1,
+    /// HTTP/2, as gRPC does.
+    Http2,
+}
+
+impl Protocol {
+    /// Its name in the TLS handshake.
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"http/1.1",
+            Self::Http2 => b"h2",
+        }
+    }
+}
+
+/// Serves a port's connections until `close` turns true, then lets each end once its calls have. Dropping the future
+/// cuts them.
+pub async fn serve<S>(
+    wire: Arc<Wire>,
+    protocol: Protocol,
+    listener: TcpListener,
+    service: S,
+    close: watch::Receiver<bool>,
+) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let wire = Arc::new(wire);
-    let places = Arc::new(Semaphore::new(wire.settings.max_connections));
     let mut connections = JoinSet::new();
     let mut closed = pin!(told(close.clone()));
     loop {
@@ -66,17 +101,17 @@ where
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    let Ok(place) = Arc::clone(&wire.places).try_acquire_owned() else {
                         counter!(CONNECTIONS_REFUSED).increment(1);
                         tracing::debug!(%peer, "refused: there are server.max_connections connections");
                         continue;
                     };
-                    let connection =
-                        Connection { wire: Arc::clone(&wire), peer, close: close.clone(), _place: Place::new(place) };
+                    let (wire, close) = (Arc::clone(&wire), close.clone());
+                    let connection = Connection { wire, protocol, peer, close, _place: Place::new(place) };
                     connections.spawn(connection.run(stream, service.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the gRPC port");
+                    tracing::warn!(%error, ?protocol, "no connection can be accepted");
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -109,6 +144,7 @@ impl Drop for Place {
 
 struct Connection {
     wire: Arc<Wire>,
+    protocol: Protocol,
     peer: SocketAddr,
     close: watch::Receiver<bool>,
     _place: Place,
@@ -124,8 +160,10 @@ impl Connection {
         // Answers are small and awaited.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.wire.tls else { return self.serve(stream, service).await };
-        let config = Arc::clone(&tls.borrow());
-        let handshake = TlsAcceptor::from(config).accept(stream);
+        // What is in it is shared: to copy it costs nothing.
+        let mut config = ServerConfig::clone(&tls.borrow());
+        config.alpn_protocols = vec![self.protocol.alpn().to_vec()];
+        let handshake = TlsAcceptor::from(Arc::new(config)).accept(stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => self.serve(stream, service).await,
             Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
@@ -133,14 +171,12 @@ impl Connection {
         }
     }
 
-    /// HTTP/2 until either end closes it, it is idle for too long, or the server stops.
     async fn serve<I, S>(self, io: I, service: S)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
     {
-        let settings = &self.wire.settings;
         let calls = Arc::new(watch::Sender::new(0_u64));
         let peer = Peer(self.peer.ip());
         let answer = {
@@ -151,20 +187,30 @@ impl Connection {
                 service.clone().oneshot(request.map(Body::new))
             })
         };
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(settings.max_streams)
-            .keep_alive_interval(settings.keepalive)
-            .keep_alive_timeout(
-                settings.keepalive.map_or(KEEPALIVE_TIMEOUT, |every| every.min(KEEPALIVE_TIMEOUT)),
-            );
-        let mut connection = pin!(http2.serve_connection(TokioIo::new(io), answer));
+        match self.protocol {
+            Protocol::Http1 => {
+                let io = TokioIo::new(Lingering { io, limit: None });
+                // One that is slow about its headers is idle.
+                let connection = http1::Builder::new().header_read_timeout(None).serve_connection(io, answer);
+                self.drive(connection, &calls).await;
+            }
+            Protocol::Http2 => {
+                let connection = http2(&self.wire.settings).serve_connection(TokioIo::new(io), answer);
+                self.drive(connection, &calls).await;
+            }
+        }
+    }
+
+    /// Serves until either end closes it, it is idle for too long, or the server stops.
+    async fn drive(
+        &self,
+        connection: impl GracefulConnection<Error = hyper::Error>,
+        calls: &watch::Sender<u64>,
+    ) {
+        let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return self.note(ended),
-            () = idle(&calls, settings.idle_timeout) => {
+            () = idle(calls, self.wire.settings.idle_timeout) => {
                 tracing::debug!(peer = %self.peer, "an idle connection is closed");
             }
             () = told(self.close.clone()) => {}
@@ -173,7 +219,7 @@ impl Connection {
         // A call that came at the same moment is still answered. Only the silent are cut.
         tokio::select! {
             ended = connection.as_mut() => self.note(ended),
-            () = idle(&calls, Some(CLOSE_TIMEOUT)) => {}
+            () = idle(calls, Some(CLOSE_TIMEOUT)) => {}
         }
     }
 
@@ -182,6 +228,21 @@ impl Connection {
             tracing::debug!(peer = %self.peer, %error, "a connection ended");
         }
     }
+}
+
+/// HTTP/2 as the settings have it.
+fn http2(settings: &ServerSettings) -> http2::Builder<TokioExecutor> {
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(settings.max_streams)
+        .keep_alive_interval(settings.keepalive)
+        .keep_alive_timeout(
+            settings.keepalive.map_or(KEEPALIVE_TIMEOUT, |every| every.min(KEEPALIVE_TIMEOUT)),
+        );
+    http2
 }
 
 /// Waits until there was no call for this long, or a little longer. The sender's value counts calls that began, its
@@ -194,6 +255,56 @@ async fn idle(calls: &watch::Sender<u64>, limit: Option<Duration>) {
         sleep(limit).await;
         if calls.is_closed() && *calls.borrow() == before {
             return;
+        }
+    }
+}
+
+/// A connection that, once the server has said its last word, is read on until the other end closes it too. Who is
+/// refused before all is sent would find its connection reset, and not see why: a socket that is closed with unread bytes
+/// takes the answer with it.
+struct Lingering<I> {
+    io: I,
+    /// Runs once nothing more is written.
+    limit: Option<Pin<Box<Sleep>>>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Lingering<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, limit } = self.get_mut();
+        if limit.is_none() {
+            ready!(Pin::new(&mut *io).poll_shutdown(context))?;
+        }
+        let limit = limit.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut ignored = [0; 8 << 10];
+        loop {
+            let mut buffer = ReadBuf::new(&mut ignored);
+            match Pin::new(&mut *io).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return limit.as_mut().poll(context).map(Ok),
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use super::FileFault;
 use crate::config::TlsSettings;
 
-/// The rustls side of a server.
+/// The rustls side of a server, whatever is spoken behind it.
 ///
 /// `contents` are those of the certificate, the key and, where clients must show certificates too, the authorities
 /// that sign them, in the order of [`TlsSettings::files`].
@@ -38,14 +38,12 @@ pub fn server_config(tls: &TlsSettings, contents: &[Vec<u8>]) -> Result<ServerCo
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+    builder.with_single_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
             FileFault::new(&tls.key, format!("is not the key of {}", tls.certificate.display()))
         }
         other => FileFault::new(&tls.certificate, other),
-    })?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    })
 }
 
 /// The TLS side of a client: the authorities that it trusts (the system's where there is no file), and what it shows

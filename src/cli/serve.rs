@@ -39,6 +39,8 @@ Examples:
       A directory that save_pretrained wrote, one worker on each of two devices.
   spatialscore serve --listen 0.0.0.0:50051 --tokens-file tokens --tls-cert server.crt --tls-key server.key
       For other machines, where they show a token. A first one: echo trainer:$(openssl rand -hex 32) > tokens
+  spatialscore serve --http 127.0.0.1:8080
+      For the remote reward clients that UniRL and Flow-Factory bring, beside gRPC.
   spatialscore serve --checkpoint owner/model --revision main --listen 0.0.0.0:50051 --allow-anonymous
       A checkpoint of the hub, for every machine that can reach this one.
   spatialscore serve --config server.toml --set queue.max_items=512
@@ -72,6 +74,9 @@ pub struct Arguments {
     /// The authorities of the certificates that clients must then show, PEM [tls.client_ca].
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<String>,
+    /// Where the remote reward clients of UniRL and Flow-Factory call, as in 127.0.0.1:8080 [http.listen; default: off].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<String>,
     /// Where Prometheus reads, empty for off [metrics.listen; default: 127.0.0.1:9464].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
@@ -125,6 +130,7 @@ impl Arguments {
             ("tls.certificate", self.tls_cert),
             ("tls.key", self.tls_key),
             ("tls.client_ca", self.tls_client_ca),
+            ("http.listen", self.http),
             ("metrics.listen", self.metrics_listen),
             ("model.checkpoint", self.checkpoint),
             ("model.revision", self.revision),
@@ -184,6 +190,9 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let listeners = Listeners::bind(&settings).await?;
     let at = |listener: &tokio::net::TcpListener| listener.local_addr().map(|address| address.to_string());
     tracing::info!(address = at(&listeners.grpc)?, "gRPC listens");
+    if let Some(listener) = &listeners.http {
+        tracing::info!(http = format!("http://{}", at(listener)?), "HTTP listens");
+    }
     if let Some(listener) = &listeners.metrics {
         tracing::info!(url = format!("http://{}/metrics", at(listener)?), "metrics");
     }

@@ -25,6 +25,9 @@ use crate::worker::{self, Post};
 use pool::Pool;
 use results::{Follow, Key, Lead, Lookup, Results};
 
+/// Bytes of JSON and base64 that are read in about the time that it takes to admit an item.
+const ADMISSION_BYTES: usize = 128 << 10;
+
 /// What is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
@@ -220,6 +223,20 @@ impl Engine {
     /// As [`Queue::reserve`].
     pub fn expect_room(&self, claim: &Claim, items: usize) -> Result<(), ScoreError> {
         self.queue.expect_room(claim, items, items * self.least_cost)
+    }
+
+    /// Runs `work` on a message of so many bytes from which a caller's items come, with the admission of items and in turn
+    /// with it: a long message is nothing for the threads that serve the network.
+    ///
+    /// # Errors
+    /// Those of `work`; or the caller left.
+    pub async fn unpack<T: Send + 'static>(
+        &self,
+        claim: &Claim,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, ScoreError> + Send + 'static,
+    ) -> Result<T, ScoreError> {
+        self.admission.run(claim, 1 + bytes / ADMISSION_BYTES, work).await
     }
 
     /// Checks an item and finds out what it costs, without decoding its picture.

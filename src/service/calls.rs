@@ -17,6 +17,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Level, Span};
 
 use super::gate::Place;
+use super::http_path;
 use super::status::{label, level, of_transport, status};
 use crate::error::ScoreError;
 use crate::telemetry::{REQUEST_DURATION, REQUESTS};
@@ -197,6 +198,10 @@ impl http_body::Body for Watched {
                     Some(Err(status)) => self.call.end(status.code(), status.message()),
                     None => self.call.end(Code::Ok, ""),
                 }
+                // HTTP/1.1 asks no more of a body that has brought what it announced.
+                if self.inner.is_end_stream() {
+                    self.call.end(Code::Ok, "");
+                }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
@@ -224,8 +229,11 @@ impl http_body::Body for Watched {
     }
 }
 
-/// The method of a path, of those there are: what a caller makes up is no label.
+/// The method of a path, of those there are, or over HTTP the path: what a caller makes up is no label.
 fn rpc(path: &str) -> &'static str {
+    if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
+        return known;
+    }
     const METHODS: [&str; 6] = ["Score", "ScoreStream", "GetModel", "Check", "Watch", "ServerReflectionInfo"];
     let method = path.rsplit('/').next().unwrap_or_default();
     METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
@@ -272,6 +280,8 @@ mod tests {
     #[test]
     fn made_up_methods_share_one_label() {
         assert_eq!(rpc("/spatialscore.v1.SpatialScoreService/Score"), "Score");
+        assert_eq!(rpc("/score"), "/score");
+        assert_eq!(rpc("/x/score"), "unknown");
         assert_eq!(rpc("/x/Scores"), "unknown");
         assert_eq!(rpc(""), "unknown");
     }

@@ -9,11 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, Request, Response, header};
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
+use super::http_path;
 use super::in_flight::{Arrivals, Counted, InFlight};
 use super::punctual::Punctual;
 use super::status::of_call;
@@ -86,13 +89,13 @@ impl Gate {
         let path = request.uri().path();
         let rules = &self.0;
         let caller = match &rules.tokens {
-            Some(tokens) if !path.starts_with(HEALTH) => {
+            Some(tokens) if !path.starts_with(HEALTH) && path != http_path::HEALTH => {
                 let tokens = Arc::clone(&tokens.borrow());
                 by_token(&tokens, request.headers())?
             }
             _ => by_address(request.extensions().get()),
         };
-        if !path.starts_with(SCORING) {
+        if !path.starts_with(SCORING) && ![http_path::SCORE, http_path::COMPUTE].contains(&path) {
             return Ok((caller, None));
         }
         let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,13 +116,25 @@ fn by_address(peer: Option<&Peer>) -> Caller {
 fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> {
     const HOW: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
     let value = headers.get(header::AUTHORIZATION).ok_or(ScoreError::Unauthenticated(HOW))?;
-    let token = value
-        .as_bytes()
-        .split_at_checked(7)
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
-        .ok_or(ScoreError::Unauthenticated(HOW))?
-        .1;
-    tokens.caller(token.trim_ascii()).ok_or(ScoreError::Unauthenticated("this token is not known here"))
+    let behind = |scheme: &str| {
+        let (named, rest) = value.as_bytes().split_at_checked(scheme.len())?;
+        named.eq_ignore_ascii_case(scheme.as_bytes()).then(|| rest.trim_ascii())
+    };
+    let caller = match (behind("bearer "), behind("basic ")) {
+        (Some(token), _) => tokens.caller(token),
+        (None, Some(credentials)) => by_credentials(tokens, credentials),
+        (None, None) => return Err(ScoreError::Unauthenticated(HOW)),
+    };
+    caller.ok_or(ScoreError::Unauthenticated("this token is not known here"))
+}
+
+/// Who shows a subject and its token as an HTTP client does that has them from a URL: trainers' own clients have no other
+/// place for a token.
+fn by_credentials(tokens: &Tokens, credentials: &[u8]) -> Option<Caller> {
+    let credentials = BASE64.decode(credentials).ok()?;
+    let mut parts = credentials.splitn(2, |&byte| byte == b':');
+    let (subject, token) = (parts.next()?, parts.next()?);
+    tokens.caller(token).filter(|caller| caller.0.as_bytes() == subject)
 }
 
 impl<S> Layer<S> for Gate {
@@ -160,14 +175,23 @@ where
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
         if place.is_some() {
-            let whole = !request.uri().path().ends_with("/ScoreStream");
             let limit = self.gate.0.message_timeout;
             let (room, arrivals) = (Arc::clone(&self.gate.0.in_flight), Arrivals::default());
             request.extensions_mut().insert(arrivals.clone());
-            request = request.map(|body| {
-                let body = Body::new(Punctual::new(body, whole, limit));
-                Body::new(Counted::new(body, room, caller.clone(), arrivals, (!whole).then_some(limit)))
-            });
+            if http_path::ALL.contains(&request.uri().path()) {
+                if let Err(error) =
+                    arrivals.announce(&room, &caller, http_body::Body::size_hint(request.body()))
+                {
+                    return Box::pin(ready(Ok(of_call(&error).into_http())));
+                }
+                request = request.map(|body| Body::new(Punctual::new(body, true, limit)));
+            } else {
+                let whole = !request.uri().path().ends_with("/ScoreStream");
+                request = request.map(|body| {
+                    let body = Body::new(Punctual::new(body, whole, limit));
+                    Body::new(Counted::new(body, room, caller.clone(), arrivals, (!whole).then_some(limit)))
+                });
+            }
         }
         request.extensions_mut().insert(caller);
         let answer = self.inner.call(request);

@@ -146,6 +146,20 @@ impl Arrivals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Finds room for a body that is one message before it arrives: one that does not say how long it is may have all
+    /// that a message may have.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn announce(&self, room: &Arc<InFlight>, caller: &Caller, size: SizeHint) -> Result<(), ScoreError> {
+        let bytes = size.exact().map_or(room.largest, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        // One that is too large is refused before it is read.
+        if bytes <= room.largest {
+            self.lock().push_back(Arc::new(Hold::new(room, caller, bytes)?));
+        }
+        Ok(())
+    }
+
     /// Has the call's next message count for as long as one of its pictures is there.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::caller::{Caller, Claim, Priority};
 use crate::engine::{Admitted, Answer, Engine};
@@ -29,7 +29,21 @@ use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
-pub use status::label as code_name;
+pub use status::{label as code_name, status};
+
+/// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.
+pub mod http_path {
+    /// Whether the server serves.
+    pub const HEALTH: &str = "/health";
+    /// What UniRL may ask to be scored by.
+    pub const REWARDS: &str = "/rewards";
+    /// UniRL's scoring.
+    pub const SCORE: &str = "/score";
+    /// Flow-Factory's scoring.
+    pub const COMPUTE: &str = "/compute";
+    /// All there are.
+    pub const ALL: [&str; 4] = [HEALTH, REWARDS, SCORE, COMPUTE];
+}
 
 use in_flight::Arrivals;
 use status::of_call;
@@ -46,6 +60,7 @@ pub enum Stage {
 }
 
 /// The handlers of the service.
+#[derive(Clone)]
 pub struct Handlers {
     stage: watch::Receiver<Stage>,
 }
@@ -56,12 +71,21 @@ impl Handlers {
         Self { stage }
     }
 
-    fn engine(&self) -> Result<Arc<Engine>, ScoreError> {
+    /// What stands behind them.
+    ///
+    /// # Errors
+    /// The model is not there yet, or nothing more is taken.
+    pub fn engine(&self) -> Result<Arc<Engine>, ScoreError> {
         match &*self.stage.borrow() {
             Stage::Loading => Err(ScoreError::Unavailable("the model is loading")),
             Stage::Serving(engine) => Ok(Arc::clone(engine)),
             Stage::Draining => Err(ScoreError::Unavailable(DRAINING)),
         }
+    }
+
+    /// Waits until nothing more is taken.
+    pub async fn draining(&self) {
+        let _ = self.stage.clone().wait_for(|stage| matches!(stage, Stage::Draining)).await;
     }
 }
 
@@ -74,7 +98,7 @@ impl SpatialScoreService for Handlers {
         &self,
         request: Request<proto::ScoreRequest>,
     ) -> Result<Response<proto::ScoreResponse>, Status> {
-        let claim = claim(&request);
+        let claim = claim(request.extensions());
         let engine = self.engine().map_err(|error| of_call(&error))?;
         let arrivals = arrivals(&request);
         let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
@@ -96,7 +120,7 @@ impl SpatialScoreService for Handlers {
         &self,
         request: Request<Streaming<proto::ScoreStreamRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
-        let claim = claim(&request);
+        let claim = claim(request.extensions());
         let engine = self.engine().map_err(|error| of_call(&error))?;
         let arrivals = arrivals(&request);
         let (items, end) = read(request.into_inner(), arrivals, self.stage.clone());
@@ -250,8 +274,7 @@ fn arrivals<T>(request: &Request<T>) -> Arrivals {
 }
 
 /// Whose a call is, and until when its answer is wanted.
-fn claim<T>(request: &Request<T>) -> Claim {
-    let extensions = request.extensions();
+pub fn claim(extensions: &Extensions) -> Claim {
     let caller = extensions.get::<Caller>().cloned();
     let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
     Claim { caller: caller.unwrap_or_default(), priority: Priority::default(), deadline }

@@ -226,6 +226,8 @@ impl Drop for FakeScorer {
 /// A running server.
 pub struct TestServer {
     pub address: SocketAddr,
+    /// Where it speaks HTTP/1.1.
+    pub http: SocketAddr,
     /// The first device.
     pub device: Arc<FakeDevice>,
     pub devices: Vec<Arc<FakeDevice>>,
@@ -265,18 +267,19 @@ impl TestServer {
         let flags = [("server.drain_grace_seconds", "0")].iter().chain(flags);
         let flags = flags.map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         let settings = Settings::load(&Sources { flags, ..Sources::default() }).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, http_listener) = (bind().await, bind().await);
+        let (address, http) = (listener.local_addr().unwrap(), http_listener.local_addr().unwrap());
         let (shutdown, told) = oneshot::channel();
         let makers = devices.iter().cloned();
         let makers = makers.map(|device| Box::new(move || device.make()) as MakeScorer<FakeScorer>).collect();
         let load = move |settings: &Settings| Ok(loaded(settings, makers));
-        let serving = tokio::spawn(server::serve(settings, listener, load, async {
+        let serving = tokio::spawn(server::serve(settings, listener, Some(http_listener), load, async {
             let _ = told.await;
         }));
         let device = Arc::clone(&devices[0]);
         let release = ReleaseOnDrop(devices.clone());
-        Self { address, device, devices, shutdown, serving, release }
+        Self { address, http, device, devices, shutdown, serving, release }
     }
 
     pub async fn channel(&self) -> Channel {

@@ -26,6 +26,8 @@ pub struct Server {
     pub process: Child,
     log: BufReader<ChildStderr>,
     pub address: String,
+    /// The URL of the HTTP port, where there is one.
+    pub http: Option<String>,
     /// The URL of the metrics.
     pub metrics: String,
     /// All that was read of the log.
@@ -50,10 +52,13 @@ impl Server {
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap());
-        let mut server =
-            Self { process, log, address: String::new(), metrics: String::new(), lines: String::new() };
+        let (address, metrics, lines) = Default::default();
+        let mut server = Self { process, log, address, http: None, metrics, lines };
         server.address = server.logged("gRPC listens", "address");
         server.metrics = server.logged("metrics", "url");
+        let logged =
+            |line: &str| serde_json::from_str::<Value>(line).ok()?["http"].as_str().map(str::to_owned);
+        server.http = server.lines.lines().find_map(logged);
         server
     }
 

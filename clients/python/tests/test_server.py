@@ -57,6 +57,8 @@ class Server:
             lines.append(line)
             if found := re.search(r'"address":"([^"]+)"', line):
                 self.address = found[1]
+            if found := re.search(r'"http":"([^"]+)"', line):
+                self.http = found[1]
             if '"message":"serving"' in line:
                 break
         else:

@@ -1,0 +1,161 @@
+//! The HTTP edge: the remote reward clients that trainers bring call it as they are.
+//!
+//! A call passes the layers of gRPC's (`service::calls`, `service::gate`) and ends in its handler: here JSON becomes
+//! the message of the contract, and what comes back becomes JSON. `unirl` and `flow_factory` hold a framework's form
+//! each, and `refusal` says a gRPC status as HTTP does.
+
+mod base64;
+mod flow_factory;
+mod refusal;
+mod unirl;
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::Body as AxumBody;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Json;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{Extensions, Request, Response};
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+use tower::ServiceExt;
+use tower::util::MapResponse;
+
+use crate::engine::ModelInfo;
+use crate::error::ScoreError;
+use crate::proto;
+use crate::proto::spatial_score_service_server::SpatialScoreService;
+use crate::service::{Handlers, claim, http_path};
+
+pub use refusal::translate;
+use refusal::{Refused, too_large};
+use unirl::Reward;
+
+/// What a handler gives.
+type Reply<T> = Result<Json<T>, Refused>;
+
+/// What the handlers need.
+#[derive(Clone)]
+struct Edge {
+    handlers: Handlers,
+    serving: watch::Receiver<bool>,
+    /// Bytes of a body.
+    most: usize,
+}
+
+/// The services of the HTTP port, as a layer of ours takes them.
+pub type Routes = MapResponse<Router, fn(Response<AxumBody>) -> Response<Body>>;
+
+/// The paths of trainers' clients, whose bodies have at most `most` bytes. `serving` is what health is told.
+pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize) -> Routes {
+    let elsewhere = async || {
+        Refused::from(Status::not_found("there are POST /score and /compute, GET /health and /rewards"))
+    };
+    let router = Router::new()
+        .route(http_path::HEALTH, get(health))
+        .route(http_path::REWARDS, get(unirl::rewards))
+        .route(http_path::SCORE, post(unirl::score))
+        .route(http_path::COMPUTE, post(flow_factory::compute))
+        .fallback(elsewhere)
+        .method_not_allowed_fallback(elsewhere)
+        .with_state(Edge { handlers, serving, most });
+    ServiceExt::<Request<Body>>::map_response(router, |response| response.map(Body::new))
+}
+
+/// For both frameworks: UniRL reads the rewards in it, Flow-Factory its status alone.
+async fn health(State(edge): State<Edge>) -> (StatusCode, Json<Value>) {
+    match edge.handlers.engine() {
+        Ok(engine) if *edge.serving.borrow() => {
+            let rewards = Reward::of(engine.info()).iter().map(|&reward| (reward, ["spatialscore:ready"]));
+            let rewards: BTreeMap<_, _> = rewards.collect();
+            (StatusCode::OK, Json(json!({"status": "ok", "rewards": rewards})))
+        }
+        _ => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not serving", "rewards": {}}))),
+    }
+}
+
+impl Edge {
+    /// Reads a call's body, and makes of it what `work` does, on the threads that admit items. Gives the request's
+    /// extensions too, which say whose call it is.
+    async fn read<T, W>(
+        &self,
+        request: Request<AxumBody>,
+        work: impl FnOnce(T, &ModelInfo) -> Result<W, Status> + Send + 'static,
+    ) -> Result<(W, Extensions), Refused>
+    where
+        T: DeserializeOwned,
+        W: Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let body = whole(body, self.most).await?;
+        let engine = self.handlers.engine()?;
+        let claim = claim(&parts.extensions);
+        // An overloaded server refuses before it works.
+        engine.expect_room(&claim, 1)?;
+        let (bytes, model) = (body.len(), engine.info().clone());
+        let work = move || {
+            // Says where in the body what is wrong.
+            let read =
+                Json::from_bytes(&body).map_err(|fault| ScoreError::invalid("body", fault.body_text()));
+            read.map(|Json(message)| work(message, &model))
+        };
+        Ok((engine.unpack(&claim, bytes, work).await??, parts.extensions))
+    }
+
+    /// Scores items as a `Score` call does: one result each, in their order.
+    async fn score(
+        &self,
+        items: Vec<proto::ScoreItem>,
+        extensions: Extensions,
+    ) -> Result<Vec<Result<proto::Score, String>>, Refused> {
+        // A rank that has nothing this time asks all the same.
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let message = proto::ScoreRequest { items, ..Default::default() };
+        let request = tonic::Request::from_parts(MetadataMap::new(), extensions, message);
+        let results = self.handlers.score(request).await?.into_inner().results;
+        Ok(results.into_iter().map(outcome).collect())
+    }
+}
+
+/// An item's score, or why it has none.
+fn outcome(result: proto::ScoreResult) -> Result<proto::Score, String> {
+    use proto::score_result::Outcome;
+    match result.outcome {
+        Some(Outcome::Score(score)) => Ok(score),
+        Some(Outcome::Error(error)) => Err(error.message),
+        None => Err("this item has no result".into()),
+    }
+}
+
+/// An item of a prompt and a picture's file.
+fn item(prompt: String, file: Bytes) -> proto::ScoreItem {
+    let source = Some(proto::image::Source::Encoded(file));
+    proto::ScoreItem { prompt: Some(prompt), image: Some(proto::Image { source }) }
+}
+
+/// The whole of a body that has at most `most` bytes. One that announces more is not read at all.
+async fn whole(body: AxumBody, most: usize) -> Result<Bytes, Refused> {
+    if body.size_hint().lower() > most as u64 {
+        return Err(too_large(most));
+    }
+    match Limited::new(body, most).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(most)),
+        Err(error) => match Status::from_error(error) {
+            // Not of our own layers: the connection broke.
+            status if status.code() == Code::Unknown => Err(ScoreError::Cancelled.into()),
+            status => Err(status.into()),
+        },
+    }
+}

@@ -1,0 +1,574 @@
+//! The HTTP edge as the clients of UniRL and Flow-Factory call it, each promise through a real socket.
+//!
+//! `clients/python/tests/test_http.py` runs those clients; here is what they would not show.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use common::process::{Server, get};
+use common::*;
+use futures::stream;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http1;
+use hyper::ext::ReasonPhrase;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use spatialscore::proto;
+use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+use tonic::Code;
+
+const PROMPT: &str = "a cup to the left of a plate";
+const SMALL_QUEUE: [(&str, &str); 3] =
+    [("queue.max_items", "2"), ("batch.max_items", "2"), ("limits.max_items_per_request", "2")];
+
+/// What a server said.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    reason: String,
+    headers: HeaderMap,
+    body: Value,
+    text: String,
+}
+
+impl Answer {
+    fn rewards(&self) -> Vec<f64> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let rewards = self.body["rewards"].as_array().unwrap_or_else(|| panic!("{self:?}"));
+        rewards.iter().map(|reward| reward.as_f64().unwrap()).collect()
+    }
+
+    /// UniRL's scores, each of which must stand alone.
+    fn scores(&self) -> Vec<Option<f64>> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let results = self.body["results"].as_array().unwrap();
+        results.iter().map(|result| result.get("spatialscore")?["spatialscore"].as_f64()).collect()
+    }
+}
+
+/// Sends a request on a connection of its own. Fails where the server hangs up without an answer.
+async fn try_send<B>(address: SocketAddr, request: Request<B>) -> Result<Answer, hyper::Error>
+where
+    B: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
+{
+    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = http1::handshake(io).await?;
+    let _connection = AbortOnDrop(tokio::spawn(connection));
+    let (parts, body) = sender.send_request(request).await?.into_parts();
+    let text = String::from_utf8(body.collect().await?.to_bytes().to_vec()).unwrap();
+    Ok(Answer {
+        status: parts.status.as_u16(),
+        reason: parts.extensions.get().map_or_else(String::new, |reason: &ReasonPhrase| {
+            String::from_utf8(reason.as_bytes().to_vec()).unwrap()
+        }),
+        headers: parts.headers,
+        body: serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text:?}")),
+        text,
+    })
+}
+
+/// The connection of a call that is given up goes with it.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn post_request(
+    path: &str,
+    body: &Value,
+) -> Request<impl http_body::Body<Data = Bytes, Error = std::io::Error> + use<>> {
+    let body = Full::from(body.to_string()).map_err(|never| match never {});
+    Request::builder().method(Method::POST).uri(path).header("host", "a").body(body).unwrap()
+}
+
+async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
+    soon(try_send(address, post_request(path, body))).await.unwrap()
+}
+
+async fn look(address: SocketAddr, path: &str) -> Answer {
+    let body = Full::from("").map_err(|never| match never {});
+    let request = Request::builder().uri(path).header("host", "a").body(body).unwrap();
+    soon(try_send(address, request)).await.unwrap()
+}
+
+/// A sample as UniRL sends it.
+fn sample(file: &[u8]) -> Value {
+    json!({
+        "history": [{"text": PROMPT, "image_b64": BASE64.encode(file)}],
+        "required_rewards": ["spatialscore"],
+        "metadata": null,
+    })
+}
+
+fn unirl(files: &[Vec<u8>]) -> Value {
+    json!({"requests": files.iter().map(|file| sample(file)).collect::<Vec<_>>()})
+}
+
+fn flow_factory(files: &[Vec<u8>]) -> Value {
+    let images: Vec<_> = files.iter().map(|file| BASE64.encode(file)).collect();
+    json!({
+        "prompt": vec![PROMPT; files.len()], "image": images,
+        "video": null, "condition_images": null, "condition_videos": null,
+    })
+}
+
+fn pngs(shades: impl IntoIterator<Item = u8>) -> Vec<Vec<u8>> {
+    shades.into_iter().map(png).collect()
+}
+
+/// The program, with an HTTP port.
+fn process(arguments: &[&str]) -> (Server, SocketAddr) {
+    let arguments = [arguments, &["--http=127.0.0.1:0"]].concat();
+    let server = tokio::task::block_in_place(|| Server::serving_with(&arguments));
+    let http = server.http.as_ref().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
+    (server, http)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_answers_over_http_what_it_answers_over_grpc() {
+    let (server, http) = process(&["--set=model.checkpoint=spatialscore-mini"]);
+    let files = pngs((0..24).map(|index| index * 10));
+    let mut request = request([]);
+    request.items.extend(files.iter().map(|file| item(encoded(file.clone()))));
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let response = client.score(request).await.unwrap().into_inner();
+    let scores: Vec<proto::Score> = response
+        .results
+        .iter()
+        .map(|result| match &result.outcome {
+            Some(proto::score_result::Outcome::Score(score)) => *score,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let means: Vec<f64> = scores.iter().map(|score| score.mean.into()).collect();
+    assert!(means.windows(2).any(|pair| pair[0] != pair[1]), "{means:?} show no order");
+
+    // Bit for bit what a client of gRPC reads as a double, and nothing beside it that could be averaged with it. As text,
+    // since serde_json may read a double's last bit wrong.
+    let list = |row: &dyn Fn(&f64) -> String| means.iter().map(row).collect::<Vec<_>>().join(",");
+    let results = list(&|mean| format!(r#"{{"spatialscore":{{"spatialscore":{mean:?}}}}}"#));
+    let answer = post(http, "/score", &unirl(&files)).await;
+    assert_eq!(answer.text, format!(r#"{{"results":[{results}],"errors":[{}]}}"#, ["{}"; 24].join(",")));
+    let answer = post(http, "/compute", &flow_factory(&files)).await;
+    assert_eq!(answer.text, format!(r#"{{"rewards":[{}]}}"#, list(&|mean| format!("{mean:?}"))));
+    let mut asked = unirl(&files[..1]);
+    asked["requests"][0]["required_rewards"] = json!(["spatialscore_stddev", "spatialscore"]);
+    let (mean, stddev) = (means[0], f64::from(scores[0].stddev.unwrap()));
+    let both = format!(
+        r#"{{"spatialscore":{{"spatialscore":{mean:?}}},"spatialscore_stddev":{{"spatialscore_stddev":{stddev:?}}}}}"#
+    );
+    assert_eq!(post(http, "/score", &asked).await.text, format!(r#"{{"results":[{both}],"errors":[{{}}]}}"#));
+    assert_eq!(look(http, "/rewards").await.body["rewards"], json!(["spatialscore", "spatialscore_stddev"]));
+
+    let page = tokio::task::block_in_place(|| get(server.metrics_address(), "/metrics"));
+    assert!(page.contains(r#"spatialscore_requests_total{rpc="/score",code="OK"} 2"#), "{page}");
+    assert!(page.contains(r#"spatialscore_requests_total{rpc="/compute",code="OK"} 1"#), "{page}");
+    assert!(!page.contains("CANCELLED"), "{page}");
+    server.signal("TERM");
+    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scalar_checkpoint_has_no_sigma_that_could_be_asked_for() {
+    let (_server, http) = process(&[]);
+    assert_eq!(look(http, "/rewards").await.text, r#"{"rewards":["spatialscore"]}"#);
+    let health = r#"{"rewards":{"spatialscore":["spatialscore:ready"]},"status":"ok"}"#;
+    assert_eq!(look(http, "/health").await.text, health);
+    let mut asked = unirl(&pngs([1]));
+    asked["requests"][0]["required_rewards"] = json!(["spatialscore_stddev"]);
+    let answer = post(http, "/score", &asked).await;
+    let error = json!([{"spatialscore_stddev": "this checkpoint gives no standard deviation"}]);
+    assert_eq!((&answer.body["results"], &answer.body["errors"]), (&json!([{}]), &error));
+}
+
+#[test]
+fn nobody_listens_for_http_who_was_not_told_to() {
+    let server = Server::start();
+    assert_eq!(server.http, None);
+    assert!(server.lines.contains("gRPC listens") && !server.lines.contains("HTTP"), "{}", server.lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_is_kept() {
+    let server = TestServer::start(&[("batch.max_items", "7")]).await;
+    let means: Vec<f64> = (0..64).map(f64::from).collect();
+    let files = pngs(0..64);
+    let scores = post(server.http, "/score", &unirl(&files)).await.scores();
+    assert_eq!(scores, means.iter().copied().map(Some).collect::<Vec<_>>());
+    assert_eq!(post(server.http, "/compute", &flow_factory(&files)).await.rewards(), means);
+    // A rank without samples asks all the same.
+    assert_eq!(
+        post(server.http, "/compute", &json!({"prompt": [], "image": null})).await.rewards(),
+        [0.0; 0]
+    );
+    assert_eq!(post(server.http, "/score", &unirl(&[])).await.scores(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_without_a_score_has_an_error_and_no_number() {
+    let server = TestServer::start(&[]).await;
+    let mut files = pngs([1, 2, POISON, NAN, 5]);
+    files[1] = b"no picture at all".to_vec();
+    let answer = post(server.http, "/score", &unirl(&files)).await;
+    assert_eq!(answer.scores(), [Some(1.0), None, None, None, Some(5.0)]);
+    let (results, errors) = (&answer.body["results"], &answer.body["errors"]);
+    assert_eq!((&errors[0], &errors[4]), (&json!({}), &json!({})));
+    for (index, text) in [(1, "items[1].image.encoded: "), (2, "a failure on purpose"), (3, "not finite")] {
+        assert_eq!(results[index], json!({}));
+        assert!(errors[index]["spatialscore"].as_str().unwrap().contains(text), "{answer:?}");
+    }
+    // Their client tries again whatever is not a 2xx, and raises what stands here.
+    files.remove(3);
+    let answer = post(server.http, "/compute", &flow_factory(&files)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.body.as_object().unwrap().keys().collect::<Vec<_>>(), ["error"]);
+    let error = answer.body["error"].as_str().unwrap();
+    assert!(error.starts_with("2 of 4 pictures have no score: items[1].image.encoded: "), "{error}");
+    assert!(error.ends_with("a failure on purpose"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_names_samples_has_the_names_back() {
+    let server = TestServer::start(&[]).await;
+    let mut asked = unirl(&pngs([1, 2]));
+    asked["protocol_version"] = json!("1");
+    for (index, sample) in asked["requests"].as_array_mut().unwrap().iter_mut().enumerate() {
+        sample["request_id"] = json!(format!("request-{index}"));
+        sample["sample_id"] = json!(format!("sample-{index}"));
+        sample["group_id"] = json!("group");
+        sample["source_rank"] = json!(3);
+        sample["policy_version"] = json!(7);
+        sample["idempotency_key"] = json!(format!("key-{index}"));
+        sample["scorer_version"] = Value::Null;
+    }
+    // The picture that counts is the last turn's; the one before is what was to be edited.
+    let turn = json!({"text": "other", "image_b64": BASE64.encode(png(9))});
+    asked["requests"][1]["history"].as_array_mut().unwrap().insert(0, turn);
+    let answer = post(server.http, "/score", &asked).await;
+    assert_eq!(answer.scores(), [Some(1.0), Some(2.0)]);
+    assert_eq!(answer.body["protocol_version"], "1");
+    for index in 0..2 {
+        let mut named = asked["requests"][index].clone();
+        for other in ["history", "required_rewards", "metadata"] {
+            named.as_object_mut().unwrap().remove(other);
+        }
+        named["scorer_version"] = json!("none");
+        assert_eq!(answer.body["identities"][index], named);
+    }
+
+    asked["requests"][1]["scorer_version"] = json!("none");
+    assert_eq!(post(server.http, "/score", &asked).await.status, 200);
+    asked["requests"][1]["scorer_version"] = json!("another");
+    let answer = post(server.http, "/score", &asked).await;
+    let words = r#"requests[1].scorer_version: is pinned to "another"; this server has "none""#;
+    assert_eq!((answer.status, &answer.body), (400, &json!({"detail": words})));
+    assert!(!server.device.seen().contains(&9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
+    let server = TestServer::start(&[("limits.max_items_per_request", "3")]).await;
+    let changed = |pointer: &str, value: Value| {
+        let mut asked = unirl(&pngs([9, 9]));
+        asked["protocol_version"] = json!("1");
+        *asked.pointer_mut(pointer).unwrap() = value;
+        asked
+    };
+    for (asked, words) in [
+        (json!([]), "body: "),
+        (json!({}), "missing field `requests`"),
+        (changed("/protocol_version", json!("2")), r#"protocol_version: is "2"; only "1" is spoken here"#),
+        (changed("/requests/1/history", json!([])), "requests[1].history: its last turn has no image_b64"),
+        (changed("/requests/1/history/0/image_b64", Value::Null), "requests[1].history: its last turn"),
+        (
+            changed("/requests/1/history/0/image_b64", json!("n\no!")),
+            "requests[1].history[0].image_b64: no base64",
+        ),
+        (
+            changed("/requests/1/required_rewards", json!(["clip"])),
+            "requests[1].required_rewards[0]: unknown",
+        ),
+        (unirl(&pngs([9; 4])), "items: has 4 items; send 1 to 3"),
+    ] {
+        let answer = post(server.http, "/score", &asked).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.body["detail"].as_str().unwrap().contains(words), "{answer:?}");
+        // `requests` shows its user the reason phrase and nothing else.
+        assert!(answer.reason.starts_with(&answer.body["detail"].as_str().unwrap()[..20]), "{answer:?}");
+    }
+    for (asked, words) in [
+        (json!({"prompt": ["a"], "image": null}), "image: has 0 pictures for 1 prompts; send one for each"),
+        (json!({"prompt": ["a"], "image": ["?"]}), "image[0]: no base64"),
+        (flow_factory(&pngs([9; 4])), "items: has 4 items; send 1 to 3"),
+    ] {
+        let answer = post(server.http, "/compute", &asked).await;
+        assert_eq!((answer.status, answer.body.get("rewards")), (200, None));
+        assert!(answer.body["error"].as_str().unwrap().contains(words), "{answer:?}");
+    }
+    for (path, answer) in [
+        ("/score", look(server.http, "/score").await),
+        ("/", look(server.http, "/").await),
+        ("/health", post(server.http, "/health", &json!({})).await),
+    ] {
+        assert_eq!(answer.status, 404, "{path}: {answer:?}");
+    }
+    assert!(!server.device.seen().contains(&9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_token_there_is_health_and_nothing_else() {
+    let (token, other) = ("trainer-0123456789abcdef", "evaluation-0123456789abcdef");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("trainer:{token}\nevaluation:{other}\n")).unwrap();
+    let server = TestServer::loading(&[("auth.tokens_file", file.path().to_str().unwrap())]).await;
+    server.device.release();
+    soon(async { while look(server.http, "/health").await.status != 200 {} }).await;
+    let send = async |path: &str, authorization: Option<String>| {
+        let mut request = post_request(path, &unirl(&pngs([1])));
+        if let Some(value) = authorization {
+            request.headers_mut().insert("authorization", value.parse().unwrap());
+        }
+        soon(try_send(server.http, request)).await.unwrap()
+    };
+    let basic = |text: String| Some(format!("Basic {}", BASE64.encode(text)));
+    for refused in [
+        send("/score", None).await,
+        send("/compute", None).await,
+        look(server.http, "/rewards").await,
+        send("/score", Some("Bearer trainer-0123456789abcdeF".into())).await,
+        send("/score", basic(format!("evaluation:{token}"))).await,
+        send("/score", basic(token.into())).await,
+        send("/score", Some("Basic ?".into())).await,
+    ] {
+        assert_eq!((refused.status, &refused.headers["www-authenticate"]), (401, &"Bearer".parse().unwrap()));
+        assert!(refused.body["detail"].as_str().unwrap().contains("token"), "{refused:?}");
+    }
+    for admitted in [Some(format!("Bearer {token}")), basic(format!("trainer:{token}"))] {
+        assert_eq!(send("/score", admitted).await.scores(), [Some(1.0)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_large_is_refused_before_it_is_there() {
+    let server = TestServer::start(&[("limits.max_message_bytes", "100000")]).await;
+    // Sends all of it before it reads, as `requests` does: more than the sockets' buffers hold.
+    let mut stream = TcpStream::connect(server.http).await.unwrap();
+    let (all, piece) = (64 << 20, vec![b' '; 1 << 20]);
+    let head = format!("POST /compute HTTP/1.1\r\nHost: a\r\nContent-Length: {all}\r\n\r\n");
+    let said = soon(async {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..all / piece.len() {
+            stream.write_all(&piece).await.unwrap();
+        }
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        said
+    })
+    .await;
+    assert!(said.starts_with("HTTP/1.1 413 body: has more than 100000 bytes; send fewer"), "{said}");
+    assert!(
+        said.ends_with(r#"{"detail":"body: has more than 100000 bytes; send fewer pictures at once"}"#),
+        "{said}"
+    );
+
+    // One that does not say how much there will be, and one that is as large as it may be.
+    let body = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b' '; 1 << 10]))));
+    let request = Request::post("/score").header("host", "a").body(StreamBody::new(body)).unwrap();
+    assert_eq!(soon(try_send(server.http, request)).await.unwrap().status, 413);
+    let mut fits = unirl(&pngs([3])).to_string();
+    fits += &" ".repeat(100_000 - fits.len());
+    let body = Full::from(fits).map_err(|never| match never {});
+    let request = Request::post("/score").header("host", "a").body(body).unwrap();
+    assert_eq!(soon(try_send(server.http, request)).await.unwrap().scores(), [Some(3.0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_under_way_share_a_bounded_memory() {
+    let limits = [("limits.max_message_bytes", "100000"), ("limits.max_bytes_in_flight", "100000")];
+    let server = TestServer::start(&limits).await;
+    let small = unirl(&pngs([3]));
+    for announced in ["Content-Length: 90000", "Transfer-Encoding: chunked"] {
+        // It announces its body and sends none of it.
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        stream
+            .write_all(format!("POST /score HTTP/1.1\r\nHost: a\r\n{announced}\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let refused = soon(async {
+            loop {
+                let answer = post(server.http, "/score", &small).await;
+                if answer.status != 200 {
+                    return answer;
+                }
+            }
+        })
+        .await;
+        assert_eq!(refused.status, 429);
+        drop(stream);
+        soon(async { while post(server.http, "/score", &small).await.status != 200 {} }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_when_it_makes_sense_to_come_again_and_health_answers_meanwhile() {
+    let server = TestServer::start(&SMALL_QUEUE).await;
+    server.device.hold();
+    let address = server.http;
+    let call = move |shades: &[u8]| {
+        let asked = flow_factory(&pngs(shades.iter().copied()));
+        tokio::spawn(async move { post(address, "/compute", &asked).await })
+    };
+    let first = call(&[1]);
+    server.device.reached(1).await;
+    let start = Instant::now();
+    let (mut a, mut b) = (call(&[2, 2]), call(&[3, 3]));
+    // One of them fills the queue. The other hears so once it would have room: nothing was measured yet, so in a second.
+    let health = async {
+        loop {
+            let asked = Instant::now();
+            assert_eq!(look(address, "/health").await.status, 200);
+            assert!(asked.elapsed() < Duration::from_secs(5));
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (taken, refused) = soon(async {
+        tokio::select! {
+            refused = &mut a => (b, refused),
+            refused = &mut b => (a, refused),
+            () = health => unreachable!(),
+        }
+    })
+    .await;
+    let refused = refused.unwrap();
+    assert_eq!((refused.status, &refused.reason[..17]), (429, "the queue is full"));
+    assert!(start.elapsed() >= Duration::from_secs(1), "it came at once");
+    // Three tries at once are all that Flow-Factory's client makes.
+    server.device.release();
+    let mut answer = refused;
+    for _ in 0..3 {
+        if answer.status == 429 {
+            answer = call(&[4, 4]).await.unwrap();
+        }
+    }
+    assert_eq!(answer.rewards(), [4.0, 4.0]);
+    assert_eq!(soon(first).await.unwrap().rewards(), [1.0]);
+    assert_eq!(soon(taken).await.unwrap().rewards().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_costs_no_forward_and_calls_of_both_ports_count_together() {
+    let server = TestServer::start(&[("limits.max_calls_per_caller", "2")]).await;
+    let client = server.client().await;
+    server.device.hold();
+    let mut held = client.clone();
+    let held = tokio::spawn(async move { held.score(request([1])).await });
+    server.device.reached(1).await;
+    let (address, asked) = (server.http, unirl(&pngs([2, 2])));
+    let abandoned = tokio::spawn(async move { post(address, "/score", &asked).await });
+    let get_model = async || client.clone().get_model(proto::GetModelRequest {}).await;
+    // It has begun once there is no call left for another.
+    let code = soon(async {
+        loop {
+            if let Err(status) = get_model().await {
+                return status.code();
+            }
+        }
+    })
+    .await;
+    assert_eq!(code, Code::ResourceExhausted);
+    let refused = post(address, "/score", &unirl(&pngs([9]))).await;
+    assert_eq!((refused.status, refused.reason.contains("has 2 calls open")), (429, true), "{refused:?}");
+    // Long enough for it to reach the queue.
+    sleep(Duration::from_millis(300)).await;
+    abandoned.abort();
+    soon(async { while get_model().await.is_err() {} }).await;
+    server.device.release();
+    assert!(held.await.unwrap().is_ok());
+    assert_eq!(post(address, "/score", &unirl(&pngs([3]))).await.scores(), [Some(3.0)]);
+    assert!(!server.device.seen().contains(&2) && !server.device.seen().contains(&9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_calls_follow_the_servers_life() {
+    let server = TestServer::loading(&[]).await;
+    let address = server.http;
+    for path in ["/health", "/rewards"] {
+        assert_eq!(look(address, path).await.status, 503);
+    }
+    let early = post(address, "/score", &unirl(&pngs([1]))).await;
+    assert_eq!((early.status, early.reason.as_str()), (503, "the model is loading"));
+    server.device.release();
+    soon(async { while look(address, "/health").await.status != 200 {} }).await;
+    let rewards =
+        json!({"spatialscore": ["spatialscore:ready"], "spatialscore_stddev": ["spatialscore:ready"]});
+    assert_eq!(look(address, "/health").await.body, json!({"status": "ok", "rewards": rewards}));
+
+    server.device.hold();
+    let accepted = tokio::spawn(async move { post(address, "/score", &unirl(&pngs([5]))).await });
+    server.device.reached(5).await;
+    let device = std::sync::Arc::clone(&server.device);
+    let ending = server.shut_down();
+    let late = soon(async {
+        loop {
+            let late = post(address, "/score", &unirl(&[])).await;
+            if late.status != 200 {
+                return late;
+            }
+        }
+    })
+    .await;
+    assert_eq!((late.status, late.reason.as_str()), (503, "the server is shutting down"));
+    // The next try should find another replica.
+    assert_eq!(late.headers["connection"], "close");
+    assert_eq!(look(address, "/health").await.status, 503);
+    device.release();
+    assert_eq!(soon(accepted).await.unwrap().scores(), [Some(5.0)]);
+    ending.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let server = TestServer::start(&[("limits.message_timeout_seconds", "1")]).await;
+    for begun in ["", "{"] {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        let head = format!("POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{begun}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut said = vec![0; 64];
+        soon(stream.read_exact(&mut said)).await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 504 the message did not arrive whole within 1 s"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_carries_one_call_after_the_other_until_it_is_idle() {
+    let server = TestServer::start(&[("server.idle_timeout_seconds", "1")]).await;
+    let mut stream = TcpStream::connect(server.http).await.unwrap();
+    let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let head = format!("GET /rewards HTTP/1.1\r\nHost: a\r\n{parent}\r\n\r\n");
+    for _ in 0..2 {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut said = Vec::new();
+        while !said.ends_with(b"}") {
+            said.push(soon(stream.read_u8()).await.unwrap());
+        }
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 200 OK\r\n"), "{said}");
+        assert!(said.contains("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{said}");
+    }
+    assert_eq!(soon(stream.read(&mut [0])).await.unwrap(), 0);
+}
