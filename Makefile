@@ -133,7 +133,7 @@ client-stubs: .venv/client/installed ## Make the Python client's messages from t
 client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
 	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
-client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port with torch, TRL and UniRL themselves (fetches 3 GB)
+client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
 	    $(addprefix clients/python/tests/test_,adapters.py http.py images.py rewards.py server.py)
 
