@@ -1,6 +1,7 @@
 """Servers to measure, and the load on them."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -19,8 +20,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@functools.cache
 def load_binary():
-    """benches/load.rs, built."""
+    """benches/load.rs, built: only where it is needed."""
+    if built := os.environ.get("SPATIALSCORE_LOAD"):
+        return built
     built = subprocess.run(
         ["cargo", "bench", "--no-run", "--bench", "load", "--message-format", "json"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -29,12 +33,9 @@ def load_binary():
     return next(line["executable"] for line in lines if line.get("target", {}).get("name") == "load")
 
 
-LOAD = os.environ.get("SPATIALSCORE_LOAD") or load_binary()
-
-
 def load(target, pictures, prompt, seconds, *flags):
     """What a load of so many seconds gave: see benches/load.rs."""
-    command = [LOAD, *target, "--seconds", seconds, "--prompt", prompt, *flags, *pictures]
+    command = [load_binary(), *target, "--seconds", seconds, "--prompt", prompt, *flags, *pictures]
     out = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(out)
 

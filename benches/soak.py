@@ -137,7 +137,8 @@ def main():
     arguments = parser.parse_args()
     pb, rpc = stubs()
     table, said, memory = Table(pb, arguments.threads), collections.Counter(), []
-    with ours(MINI, OUT, "--threads", arguments.threads) as (server, address, _):
+    # A cache that is too small for the table: every item is remembered now and then, and computed now and then.
+    with ours(MINI, OUT, "--threads", arguments.threads, "--set", "cache.max_items=16") as (server, address, _):
         until = time.monotonic() + arguments.minutes * 60
         callers = [Caller(n, pb, rpc, address, table, said, until) for n in range(arguments.callers)]
         threads = [threading.Thread(target=caller.run) for caller in callers]
