@@ -12,7 +12,7 @@ import threading
 import time
 
 from common import MINI, OUT, pictures, prompts, save, show
-from servers import load, ours, rate
+from servers import UNCACHED, load, ours, rate
 
 
 def main():
@@ -22,10 +22,11 @@ def main():
     parser.add_argument("--queue", type=int, default=256)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    files, text = pictures(OUT / "pictures", 8, (256, 256)), prompts(1)[0]
+    # More than are ever under way at once: what is asked twice would be computed once.
+    files, text = pictures(OUT / "pictures", 512, (256, 256)), prompts(1)[0]
     # The most that a request may hold cannot be more than the queue.
     named = ("queue.max_items", "limits.max_items_per_request")
-    settings = [part for name in named for part in ("--set", f"{name}={arguments.queue}")]
+    settings = [part for name in named for part in ("--set", f"{name}={arguments.queue}")] + list(UNCACHED)
     with ours(MINI, OUT, "--threads", arguments.threads, *settings) as (server, address, _):
         target = ("--grpc", f"http://{address}")
         load(target, files, text, 2, "--callers", 64)

@@ -14,6 +14,10 @@ from pathlib import Path
 from common import BINARY, ROOT
 
 
+UNCACHED = ("--set", "cache.max_items=0")
+"""For a load that repeats itself, so that each item costs a forward."""
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

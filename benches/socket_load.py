@@ -12,7 +12,7 @@ import statistics
 import time
 
 from common import MINI, OUT, Ours, pictures, prompts, save, show
-from servers import fastapi, load, metric, ours, rate
+from servers import UNCACHED, fastapi, load, metric, ours, rate
 
 BATCHES = "spatialscore_batch_items"
 
@@ -30,7 +30,7 @@ def throughput(arguments, files, text):
     rates = {"ours": [], "in process": [], "FastAPI": [], "FastAPI, batched": []}
     threads = arguments.threads
     with (
-        ours(MINI, OUT, "--threads", threads) as (_, address, metrics),
+        ours(MINI, OUT, "--threads", threads, *UNCACHED) as (_, address, metrics),
         fastapi(MINI, OUT, "--threads", threads) as naive,
         fastapi(MINI, OUT, "--threads", threads, "--batched", 5) as batched,
         Ours(MINI, threads) as bench,
@@ -67,7 +67,7 @@ def throughput(arguments, files, text):
 def one_caller(arguments, files, text):
     """Milliseconds of a call, and of the same work in process, in turns."""
     socket, process = [], []
-    with ours(MINI, OUT, "--threads", arguments.threads) as (_, address, _), Ours(MINI, arguments.threads) as bench:
+    with ours(MINI, OUT, "--threads", arguments.threads, *UNCACHED) as (_, address, _), Ours(MINI, arguments.threads) as bench:
         bench.ask(load=[{"prompt": text, "image": path} for path in files])
         for n in range(arguments.rounds * 4 + 1):
             said = load(("--grpc", f"http://{address}"), files, text, 1, "--callers", 1)["outcomes"]["scored"]

@@ -153,7 +153,7 @@ def our_way(port: int, codec: Codec) -> Callable[[Any], int]:
         assert len(client.score(PROMPT, pictures)) == len(pictures)
         if id(pictures) not in sizes:
             items = plan.items(PROMPT, pictures)
-            batches = plan.batches(items, Limits(256, 64 << 20, 8192, 50_000_000, 16384), codec)
+            batches = plan.batches(items, Limits(256, 64 << 20, 8192, 50_000_000, 16384), codec, "training")
             sizes[id(pictures)] = sum(batch.request.ByteSize() for batch in batches)
         return sizes[id(pictures)]
 
