@@ -456,6 +456,7 @@ async fn a_full_queue_refuses_when_it_makes_sense_to_come_again_and_health_answe
     let refused = refused.unwrap();
     assert_eq!((refused.status, &refused.reason[..17]), (429, "the queue is full"));
     assert!(start.elapsed() >= Duration::from_secs(1), "it came at once");
+    assert!(metric("spatialscore_calls_refused_total{reason=\"queue\"}") >= 1.0);
     // Three tries at once are all that Flow-Factory's client makes.
     server.device.release();
     let mut answer = refused;
@@ -478,7 +479,8 @@ async fn who_hangs_up_costs_no_forward_and_calls_of_both_ports_count_together() 
     let held = tokio::spawn(async move { held.score(request([1])).await });
     server.device.reached(1).await;
     let (address, asked) = (server.http, unirl(&pngs([2, 2])));
-    let abandoned = tokio::spawn(async move { post(address, "/score", &asked).await });
+    // Again where one of those that look whether it has begun was in its place.
+    let abandoned = tokio::spawn(async move { while post(address, "/score", &asked).await.status == 429 {} });
     let get_model = async || client.clone().get_model(proto::GetModelRequest {}).await;
     // It has begun once there is no call left for another.
     let code = soon(async {

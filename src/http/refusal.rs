@@ -17,7 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt, service_fn};
 
 use crate::error::ScoreError;
-use crate::service::{Handlers, http_path, status};
+use crate::service::{Handlers, http_path, of_call};
 
 /// How long a refusal is held back at most. Flow-Factory's client gives up after 60 s.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ impl From<Status> for Refused {
 
 impl From<ScoreError> for Refused {
     fn from(error: ScoreError) -> Self {
-        Self(status(&error, ""))
+        Self(of_call(&error))
     }
 }
 

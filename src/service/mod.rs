@@ -29,7 +29,7 @@ use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
-pub use status::{label as code_name, status};
+pub use status::{label as code_name, of_call, status};
 
 /// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.
 pub mod http_path {
@@ -46,7 +46,6 @@ pub mod http_path {
 }
 
 use in_flight::Arrivals;
-use status::of_call;
 
 /// Where the server is in its life.
 #[derive(Clone)]
