@@ -1,6 +1,7 @@
 //! Logs and metrics: the names of all metrics, in one place, and how both are set up.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
@@ -9,10 +10,11 @@ use hyper::body::Bytes;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{Level, Metadata};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -76,6 +78,8 @@ pub const MESSAGE_BYTES: &str = "spatialscore_messages_in_flight_bytes";
 pub const CALLS_REFUSED: &str = "spatialscore_calls_refused_total";
 /// Changes of files that could not be used, by `what`: `tokens` or `certificates`.
 pub const RELOAD_FAILURES: &str = "spatialscore_reload_failures_total";
+/// Lines that the log had no room for, since whoever reads it was too slow.
+pub const LOG_LINES_DROPPED: &str = "spatialscore_log_lines_dropped_total";
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// When the process started.
@@ -90,13 +94,20 @@ const TOKENS: [f64; 10] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 
 const SCORES: [f64; 17] =
     [-20.0, -15.0, -10.0, -7.5, -5.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0];
 
+/// Lines of the log that wait for whoever reads it.
+const LOG_LINES: usize = 1 << 14;
+
+/// The log's own thread, which alone waits for the reader, and the count of the lines that found no room.
+static LOG: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
+
 /// How often histograms give up the samples they keep between two scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a scraper may take over its request.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sets up the log, and the export of traces where there is one. `RUST_LOG`, where it is set, wins over the level of
-/// the settings.
+/// the settings. Nobody who logs waits: where the reader stalls and the buffer is full, lines are dropped and counted.
+/// [`end_log`] writes out what is left.
 ///
 /// # Errors
 /// `RUST_LOG` cannot be read, or a log is set up already.
@@ -108,8 +119,9 @@ pub fn init_log(
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::new(settings.level.to_string()),
     };
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let (writer, thread) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(io::stderr());
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some((thread, writer.error_counter()));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     let lines = match settings.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -119,6 +131,11 @@ pub fn init_log(
     });
     tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init()?;
     Ok(())
+}
+
+/// Writes out what is left of the log, for a second at most; what is logged from then on is lost.
+pub fn end_log() {
+    drop(LOG.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
 /// Spans of ours, and of what happens in them no more than a log at its default level shows.
@@ -196,6 +213,7 @@ fn describe() {
         "Calls refused for want of room, by reason: queue, deadline (it would be over by then), bytes or calls."
     );
     describe_counter!(RELOAD_FAILURES, "Changes of token or certificate files that could not be used.");
+    describe_counter!(LOG_LINES_DROPPED, "Lines the log had no room for: whoever reads it is too slow.");
     describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
 }
@@ -240,6 +258,9 @@ fn metrics_page<B>(request: &Request<B>, handle: &PrometheusHandle) -> Response<
     }
     if let Some(bytes) = resident_memory() {
         gauge!(PROCESS_MEMORY).set(bytes);
+    }
+    if let Some((_, dropped)) = &*LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+        counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64);
     }
     let mut response = Response::new(Full::from(handle.render()));
     let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

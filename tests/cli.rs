@@ -160,7 +160,9 @@ async fn a_second_signal_ends_it_at_once() {
     server.signal("TERM");
     tokio::task::block_in_place(|| server.logged("draining", "limit"));
     server.signal("TERM");
-    assert_eq!(tokio::task::block_in_place(|| server.code()), Some(143));
+    let (code, log) = tokio::task::block_in_place(|| server.end());
+    assert_eq!(code, Some(143));
+    assert!(log.contains("a second signal: ending at once"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

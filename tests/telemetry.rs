@@ -342,6 +342,32 @@ async fn a_trace_goes_on_though_nobody_collects_it() {
     assert_ne!(place(&garbage.headers).0, TRACE);
 }
 
+/// The pipe is full, and then all that is kept for a reader who comes late.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_who_reads_the_log() {
+    let mut server = tokio::task::block_in_place(|| Server::serving_with(&["--log-level=trace"]));
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let metrics = server.metrics_address().to_owned();
+    let dropped = || {
+        let page = tokio::task::block_in_place(|| get(&metrics, "/metrics"));
+        let line = page.lines().find_map(|line| line.strip_prefix("spatialscore_log_lines_dropped_total "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(dropped(), 0);
+    let patience = std::time::Instant::now() + Duration::from_secs(60);
+    while dropped() == 0 {
+        assert!(std::time::Instant::now() < patience, "it logs nothing");
+        for _ in 0..32 {
+            soon(client.get_model(proto::GetModelRequest {})).await.unwrap();
+        }
+    }
+    soon(client.score(request([1]))).await.unwrap();
+    server.signal("TERM");
+    let code =
+        soon(tokio::task::spawn_blocking(move || server.process.wait().unwrap().code())).await.unwrap();
+    assert_eq!(code, Some(0));
+}
+
 /// A busy server at its default level, with every sort of failure.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_callers_send_never_stands_in_the_log() {

@@ -177,6 +177,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
     // Nothing that is left, such as a health watcher's connection, is worth waiting for.
     runtime.shutdown_background();
+    telemetry::end_log();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &*error),
@@ -207,6 +208,7 @@ fn shutdown() -> io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             first(&mut signals).await;
             tracing::warn!("a second signal: ending at once");
+            telemetry::end_log();
             std::process::exit(STOPPED);
         });
     })

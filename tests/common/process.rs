@@ -2,9 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -26,7 +24,7 @@ pub fn run(arguments: &[&str]) -> (i32, String, String) {
 /// `spatialscore serve` on free ports.
 pub struct Server {
     pub process: Child,
-    log: Receiver<String>,
+    log: BufReader<ChildStderr>,
     pub address: String,
     /// The URL of the HTTP port, where there is one.
     pub http: Option<String>,
@@ -53,10 +51,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (lines, log) = channel();
-        let stderr = BufReader::new(process.stderr.take().unwrap());
-        // Read as it comes: the program would wait for room in a full pipe.
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let log = BufReader::new(process.stderr.take().unwrap());
         let (address, metrics, lines) = Default::default();
         let mut server = Self { process, log, address, http: None, metrics, lines };
         server.address = server.logged("gRPC listens", "address");
@@ -82,8 +77,9 @@ impl Server {
     /// Waits for a line of the log and gives one of its fields.
     pub fn logged(&mut self, message: &str, field: &str) -> String {
         loop {
-            let line = self.log.recv().unwrap_or_else(|_| panic!("{message:?} was never logged"));
-            self.lines += &format!("{line}\n");
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "{message:?} was never logged");
+            self.lines += &line;
             let line: Value = serde_json::from_str(&line).unwrap();
             if line["message"] == message {
                 return line[field].as_str().unwrap().to_owned();
@@ -120,7 +116,7 @@ impl Server {
     /// The exit code, and all that it logged.
     pub fn end(mut self) -> (Option<i32>, String) {
         let mut lines = std::mem::take(&mut self.lines);
-        lines.extend(self.log.iter().map(|line| line + "\n"));
+        self.log.read_to_string(&mut lines).unwrap();
         (self.process.wait().unwrap().code(), lines)
     }
 }
