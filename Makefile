@@ -66,6 +66,8 @@ serve: build ## Keep a server running on 127.0.0.1:50051
 lint: libtorch ## Formatting, clippy, rustdoc: no warnings
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
+	CARGO_TARGET_DIR=target $(CARGO) clippy --release --locked --manifest-path fuzz/Cargo.toml -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --document-private-items
 
 test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetched ## Run every check that CI runs

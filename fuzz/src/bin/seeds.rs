@@ -45,7 +45,8 @@ fn main() {
             proto::ScoreRequest { prompt: Some((*prompt).into()), items: items.into(), ..Default::default() };
         write("message", 2 * index, &request.encode_to_vec());
         let item = proto::ScoreItem { prompt: Some((*prompt).into()), image: encoded };
-        let item = proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..Default::default() };
+        let item =
+            proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..Default::default() };
         write("message", 2 * index + 1, &item.encode_to_vec());
     }
     let mut index = 0;
