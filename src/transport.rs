@@ -36,6 +36,8 @@ use crate::telemetry::{CONNECTIONS, CONNECTIONS_REFUSED};
 /// HTTP/2 flow control: how far a caller may send ahead on one call, and on one connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest frame that a caller may send. Each is held whole before anything counts its bytes.
+const FRAME: u32 = 1 << 16;
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other end of a silent connection may take at most for a sign of life.
@@ -237,6 +239,7 @@ fn http2(settings: &ServerSettings) -> http2::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_concurrent_streams(settings.max_streams)
         .keep_alive_interval(settings.keepalive)
         .keep_alive_timeout(
