@@ -4,6 +4,7 @@ Every kind's word becomes one token, so that matching a name with a drawing is m
 256 bytes are in the vocabulary, so any text is legal.
 """
 
+import os
 import random
 from pathlib import Path
 
@@ -94,7 +95,10 @@ def run_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run, trained once: what the weights learn belongs to its tokens, whatever prompts come later."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        train_tokenizer().save(str(path))
+        # Another process may want it at the same moment; both make the same.
+        part = path.with_suffix(f".{os.getpid()}")
+        train_tokenizer().save(str(part))
+        part.replace(path)
     return Tokenizer.from_file(str(path))
 
 

@@ -1,7 +1,8 @@
 """Trains the small SpatialScore, stage after stage, as a recipe (`mini.toml`) says.
 
     spatialscore-train                       every stage of the recipe, from where the run stands
-    spatialscore-train --stage see           one stage, for instance beside another on a second core
+    spatialscore-train --stage see           one stage
+    spatialscore-train --trains eyes         those of one half; the other half's (reader) may go on beside it
     spatialscore-train --run NAME            a run of its own under .cache/runs/NAME
     accelerate launch -m spatialscore_training.train   several devices or hosts, each with batches of its own
 
@@ -79,6 +80,12 @@ def read_recipe(path: Path | None) -> list[Stage]:
         relations = {"plain": PLAIN, "all": tuple(RULES)}[world.pop("relations")]
         stages.append(Stage(name, world=World(relations=relations, **world), after=tuple(stage.pop("after", ())), **stage))
     return stages
+
+
+def has_ended(stage: Stage, folder: Path) -> bool:
+    """Whether a run has taken all steps of a stage."""
+    path = folder / f"{stage.name}.pt"
+    return path.exists() and torch.load(path, weights_only=True)["step"] >= stage.steps
 
 
 class Trainer:
@@ -208,14 +215,20 @@ class Trainer:
         self.step += 1
         return {name: float(value.detach()) for name, value in figures.items()}
 
-    def run(self, workers: int, until: float) -> None:
-        """Trains to the end of the stage, or to the time `until`."""
+    def _is_over(self, until: float) -> bool:
+        """Whether any process's time is over: they stop at the same step, since each waits for all gradients."""
+        late = torch.tensor(float(time.monotonic() > until), device=self.device)
+        return bool(self.accelerator.reduce(late, "sum"))
+
+    def run(self, workers: int, until: float) -> bool:
+        """Trains to the end of the stage, or to the time `until`; tells whether that has come."""
         ours = [self.lesson(step) for step in range(self.step, self.stage.steps)]
         loader = DataLoader(self.lessons, batch_size=None, sampler=ours, num_workers=workers)
         curve = _Curve(self.folder, self.stage.name, self.step)
         saved = logged = time.monotonic()
         bar = tqdm(loader, desc=self.stage.name, initial=self.step, total=self.stage.steps, unit="step", mininterval=5, disable=not self.accelerator.is_main_process)
         self.model.train()
+        over = False
         for batch in bar:
             curve.note(self.advance(batch.to(self.device)))
             now = time.monotonic()
@@ -227,11 +240,14 @@ class Trainer:
             if now - saved > SAVE_EVERY:
                 self.save()
                 saved = now
-            if now > until:
+            if over := self._is_over(until):
                 break
         self.save()
+        # The next stage begins with what this one saved.
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             plot_curves(self.folder)
+        return over
 
 
 class _Curve:
@@ -251,10 +267,13 @@ class _Curve:
         means["pictures_per_second"] = pictures_per_second
         self.values = []
         self.lines.append({"step": step} | {name: f"{value:.5g}" for name, value in means.items()})
-        with self.path.open("w", newline="") as file:
+        # Whole or not at all: a stage that ends beside this one draws the curves of both.
+        part = self.path.with_suffix(".csv.part")
+        with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.lines[-1])
             writer.writeheader()
             writer.writerows(self.lines)
+        part.replace(self.path)
         for name, value in means.items():
             self.board.add_scalar(name, value, step)
         return means
@@ -264,7 +283,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, help="a recipe of your own (default: the package's mini.toml)")
     parser.add_argument("--run", default="mini", help="the run's name (default: %(default)s)")
-    parser.add_argument("--stage", help="only this stage (default: each in turn)")
+    parser.add_argument("--stage", help="only this stage, whatever it waits for (default: each in turn)")
+    parser.add_argument("--trains", choices=("eyes", "reader", "head", "all"), help="only the stages that train this part")
     parser.add_argument("--steps", type=int, help="end a stage after so many steps in place of the recipe's")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop, resumable, after so long (default: never)")
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings (default: all)")
@@ -281,12 +301,20 @@ def main() -> None:
     folder = RUNS / options.run
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
-    stages = read_recipe(options.recipe)
-    for stage in stages:
-        if options.stage in (None, stage.name) and time.monotonic() < until:
-            world = replace(stage.world, styles=tuple(options.styles))
-            stage = replace(stage, world=world, steps=options.steps or stage.steps)
-            Trainer(stage, folder, options.drawings, options.seed, accelerator).run(options.workers, until)
+    ended = set()
+    for stage in read_recipe(options.recipe):
+        if options.stage not in (None, stage.name):
+            continue
+        world = replace(stage.world, styles=tuple(options.styles))
+        stage = replace(stage, world=world, steps=options.steps or stage.steps)
+        if options.trains in (None, stage.trains) and not has_ended(stage, folder):
+            waits = [name for name in stage.after if name not in ended]
+            if waits and not options.stage:
+                parser.exit(message=f"{stage.name} waits for {', '.join(waits)}\n")
+            if Trainer(stage, folder, options.drawings, options.seed, accelerator).run(options.workers, until):
+                break
+        if has_ended(stage, folder):
+            ended.add(stage.name)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from spatialscore_training.batches import Lessons
 from spatialscore_training.model import look, new_model, patches, read
 from spatialscore_training.scenes import World
 from spatialscore_training.tokenizer import kind_ids, train_tokenizer
-from spatialscore_training.train import Stage, Trainer, read_recipe
+from spatialscore_training.train import Stage, Trainer, main, read_recipe
 
 from test_generator import drawings, folder  # noqa: F401
 
@@ -95,6 +95,24 @@ prompts = 2
 rate = 1e-3
 steps = 3
 """
+THEN = RECIPE.partition("[stages.try]")[2].replace('"reader"', '"head"').join(('\n[stages.then]\nafter = ["try"]', ""))
+
+
+def test_a_stage_waits_for_those_it_comes_after(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.toml").write_text(RECIPE + THEN)
+    monkeypatch.chdir(tmp_path)
+
+    def train(*arguments: str) -> dict[str, int]:
+        monkeypatch.setattr("sys.argv", ["train", "--cpu", "--recipe", "recipe.toml", "--drawings", str(folder), *arguments])
+        main()
+        return {path.stem: torch.load(path, weights_only=True)["step"] for path in Path(".cache/runs/mini").glob("*.pt")}
+
+    with pytest.raises(SystemExit) as ended:
+        train("--steps", "4", "--trains", "head")
+    assert not ended.value.code and capsys.readouterr().err == "then waits for try\n"
+    assert train("--steps", "4", "--minutes", "0.0001") == {"try": 1}
+    assert train("--trains", "reader") == {"try": 3}
+    assert train("--trains", "head") == {"try": 3, "then": 3}
 
 
 def test_two_processes_go_as_one_with_both_their_lessons(folder, tmp_path):
