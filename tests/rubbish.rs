@@ -191,6 +191,20 @@ fn made_files() -> Vec<Bad> {
     bad
 }
 
+/// PNG files whose palette ends within a colour.
+fn torn_palettes() -> impl Iterator<Item = Bad> {
+    [4, 5, 766, 767].into_iter().map(|length| {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 56, 56);
+        encoder.set_color(png::ColorType::Indexed);
+        encoder.set_palette(vec![9; length]);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[0; 56 * 56]).unwrap();
+        drop(writer);
+        Bad::file(format!("a palette of {length} bytes"), bytes, Fate::Refused)
+    })
+}
+
 /// A progressive JPEG whose one last scan is repeated, each time a pass over all of the picture.
 fn scans() -> Bad {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/processor/images/progressive.jpg");
@@ -410,6 +424,7 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
     let mut random = StdRng::seed_from_u64(20_261_123);
     let mut bad = spoilt_files(&mut random);
     bad.extend(made_files());
+    bad.extend(torn_palettes());
     bad.push(scans());
     let mut broken = spoilt_messages(&mut random);
     broken.extend(spoilt_framing());

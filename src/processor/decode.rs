@@ -107,6 +107,10 @@ fn decode_png(bytes: &[u8]) -> Result<Decoded, String> {
     // It changes no pixel here, and could unpack to far more than the picture.
     decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(text)?;
+    // Up to 0.18.1 the decoder panics at it.
+    if reader.info().palette.as_ref().is_some_and(|palette| palette.len() % 3 != 0) {
+        return Err("its palette ends within a colour".into());
+    }
     let mut samples = vec![0; reader.output_buffer_size().ok_or("it is too large")?];
     let frame = reader.next_frame(&mut samples).map_err(text)?;
     samples.truncate(frame.buffer_size());
