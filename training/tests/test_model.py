@@ -95,7 +95,16 @@ prompts = 2
 rate = 1e-3
 steps = 3
 """
-THEN = RECIPE.partition("[stages.try]")[2].replace('"reader"', '"head"').join(('\n[stages.then]\nafter = ["try"]', ""))
+THEN = """
+[stages.then]
+after = ["try"]
+trains = "head"
+side = 112
+rows = 2
+prompts = 2
+rate = 1e-3
+steps = 3
+"""
 
 
 def test_a_stage_waits_for_those_it_comes_after(folder, tmp_path, monkeypatch, capsys):
