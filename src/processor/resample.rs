@@ -36,6 +36,12 @@ struct Window {
     weights: Vec<i32>,
 }
 
+/// Which neighbours a pixel is made from.
+enum Axis {
+    Horizontal,
+    Vertical,
+}
+
 /// The picture's `[height, width, 3]` bytes at another size.
 pub(super) fn resample(picture: &Rgb, width: usize, height: usize) -> Cow<'_, [u8]> {
     let mut pixels = Cow::Borrowed(&picture.pixels[..]);
@@ -44,11 +50,11 @@ pub(super) fn resample(picture: &Rgb, width: usize, height: usize) -> Cow<'_, [u
     for vertical in [vertical_first, !vertical_first] {
         if vertical && height != now_height {
             let windows = windows(now_height, height);
-            pixels = Cow::Owned(vectorised(|| vertically(&pixels, 3 * now_width, &windows)));
+            pixels = Cow::Owned(convolve(Axis::Vertical, &pixels, now_width, &windows));
             now_height = height;
         } else if !vertical && width != now_width {
             let windows = windows(now_width, width);
-            pixels = Cow::Owned(vectorised(|| horizontally(&pixels, now_width, &windows)));
+            pixels = Cow::Owned(convolve(Axis::Horizontal, &pixels, now_width, &windows));
             now_width = width;
         }
     }
@@ -92,9 +98,38 @@ fn catmull_rom(x: f64) -> f64 {
     }
 }
 
+/// Convolves `[_, width, 3]` bytes along an axis, with the instructions that multiply eight weights at a time where
+/// the processor has them. The result is the same without.
+#[allow(unsafe_code)]
+fn convolve(axis: Axis, pixels: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, which is the one thing that `convolve_avx2` asks for.
+        return unsafe { convolve_avx2(axis, pixels, width, windows) };
+    }
+    convolve_plain(axis, pixels, width, windows)
+}
+
+/// What is called here is compiled with AVX2 only as far as it is inlined, which a closure would not be.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn convolve_avx2(axis: Axis, pixels: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
+    convolve_plain(axis, pixels, width, windows)
+}
+
 #[inline(always)]
-fn to_byte(sum: i32) -> u8 {
-    (sum >> PRECISION).clamp(0, 255) as u8
+fn convolve_plain(axis: Axis, pixels: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
+    match axis {
+        Axis::Horizontal => horizontally(pixels, width, windows),
+        Axis::Vertical => vertically(pixels, 3 * width, windows),
+    }
+}
+
+#[inline(always)]
+fn to_bytes(bytes: &mut [u8], sums: &[i32]) {
+    for (byte, &sum) in bytes.iter_mut().zip(sums) {
+        *byte = (sum >> PRECISION).clamp(0, 255) as u8;
+    }
 }
 
 /// Convolves each line. A band of lines is first laid column by column, so that equal weights meet neighbouring
@@ -115,7 +150,8 @@ fn horizontally(pixels: &[u8], width: usize, windows: &[Window]) -> Vec<u8> {
             for (&weight, column) in window.weights.iter().zip(&columns[window.start..]) {
                 add(&mut sums, weight, column);
             }
-            let bytes = sums.map(to_byte);
+            let mut bytes = [0; 3 * BAND];
+            to_bytes(&mut bytes, &sums);
             for (line, pixel) in out.chunks_exact_mut(new_line).zip(bytes.as_chunks::<3>().0) {
                 line[3 * x..3 * x + 3].copy_from_slice(pixel);
             }
@@ -135,9 +171,7 @@ fn vertically(pixels: &[u8], line: usize, windows: &[Window]) -> Vec<u8> {
         for (&weight, source) in window.weights.iter().zip(lines) {
             add(&mut sums, weight, source);
         }
-        for (byte, &sum) in out.iter_mut().zip(&sums) {
-            *byte = to_byte(sum);
-        }
+        to_bytes(out, &sums);
     }
     out
 }
@@ -149,20 +183,20 @@ fn add(sums: &mut [i32], weight: i32, values: &[u8]) {
     }
 }
 
-/// Runs `work` with the instructions that multiply eight weights at a time, where the processor has them. The
-/// result is the same without.
-#[allow(unsafe_code)]
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, which is the one thing that `with_avx2` asks for.
-        return unsafe { with_avx2(work) };
-    }
-    work()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+    #[test]
+    fn a_processor_without_avx2_gives_the_same_bytes() {
+        let pixels: Vec<u8> =
+            (0..61 * 47 * 3_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for to in [1, 20, 47, 90] {
+            let (across, down) = (windows(61, to), windows(47, to));
+            let plain = convolve_plain(Axis::Horizontal, &pixels, 61, &across);
+            assert_eq!(convolve(Axis::Horizontal, &pixels, 61, &across), plain);
+            let plain = convolve_plain(Axis::Vertical, &pixels, 61, &down);
+            assert_eq!(convolve(Axis::Vertical, &pixels, 61, &down), plain);
+        }
+    }
 }
