@@ -6,6 +6,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -471,6 +472,45 @@ async fn a_full_queue_refuses_when_it_makes_sense_to_come_again_and_health_answe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_is_held_back_is_said_when_the_server_stops() {
+    let server = TestServer::start(&SMALL_QUEUE).await;
+    let (address, device) = (server.http, Arc::clone(&server.device));
+    let call = move |shades: &[u8]| {
+        let asked = flow_factory(&pngs(shades.iter().copied()));
+        tokio::spawn(async move { post(address, "/compute", &asked).await })
+    };
+    // Since an item takes so long, who finds the queue full is held back for twice as long.
+    let pace = Duration::from_secs(4);
+    device.pace(pace);
+    assert_eq!(call(&[1]).await.unwrap().rewards(), [1.0]);
+    device.pace(Duration::ZERO);
+    device.hold();
+    let first = call(&[2]);
+    device.reached(2).await;
+    let (mut a, mut b) = (call(&[3, 3]), call(&[4, 4]));
+    // Long enough for both to be there.
+    sleep(pace / 2).await;
+    assert!(!a.is_finished() && !b.is_finished());
+
+    let start = Instant::now();
+    let ending = server.shut_down();
+    let (taken, refused) = soon(async {
+        tokio::select! {
+            refused = &mut a => (b, refused),
+            refused = &mut b => (a, refused),
+        }
+    })
+    .await;
+    let refused = refused.unwrap();
+    assert_eq!((refused.status, &refused.reason[..17]), (429, "the queue is full"));
+    assert!(start.elapsed() < pace, "it came after {:?}", start.elapsed());
+    device.release();
+    assert_eq!(soon(first).await.unwrap().rewards(), [2.0]);
+    assert_eq!(soon(taken).await.unwrap().rewards().len(), 2);
+    ending.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_hangs_up_costs_no_forward_and_calls_of_both_ports_count_together() {
     let server = TestServer::start(&[("limits.max_calls_per_caller", "2")]).await;
     let client = server.client().await;
@@ -522,7 +562,7 @@ async fn health_and_calls_follow_the_servers_life() {
     server.device.hold();
     let accepted = tokio::spawn(async move { post(address, "/score", &unirl(&pngs([5]))).await });
     server.device.reached(5).await;
-    let device = std::sync::Arc::clone(&server.device);
+    let device = Arc::clone(&server.device);
     let ending = server.shut_down();
     let late = soon(async {
         loop {
