@@ -14,7 +14,7 @@ impl Default for Caller {
 }
 
 /// How urgent an item is, beside others that wait.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Priority {
     /// A training run waits for it.
     #[default]

@@ -100,6 +100,8 @@ struct State {
     hopeless: Vec<Job>,
     /// What is reserved, whether waiting here or still being prepared.
     room: Room,
+    /// Batches that workers have taken and not answered.
+    on_devices: usize,
     closed: Option<&'static str>,
     drain: Drain,
     latency: Latency,
@@ -150,7 +152,17 @@ impl State {
         let Claim { caller, priority, .. } = job.claim.clone();
         let tokens = job.sample.tokens();
         self.load = self.load.plus(Held { tokens, items: 1 });
-        self.waiting.push(&caller, priority, tokens, job);
+        if job.losses > 0 {
+            // Before all others and alone: one that kills whoever computes it takes no other with it.
+            self.waiting.push_first(&caller, priority, tokens, job);
+        } else {
+            self.waiting.push(&caller, priority, tokens, job);
+        }
+    }
+
+    /// Whether there is no work anywhere.
+    fn is_idle(&self) -> bool {
+        self.room.is_empty() && self.on_devices == 0
     }
 }
 
@@ -185,7 +197,9 @@ impl Queue {
     fn take(self: &Arc<Self>, state: &mut State, claim: &Claim, costs: &[usize]) -> Vec<Permit> {
         let wanted = Held { tokens: costs.iter().sum(), items: costs.len() };
         if wanted.items > 0 {
-            state.drain.begin(Instant::now());
+            if state.is_idle() {
+                state.drain.begin(Instant::now());
+            }
             state.room.take(claim, wanted);
         }
         let permit = |&tokens| Permit {
@@ -208,6 +222,13 @@ impl Queue {
     }
 
     fn admit(&self, state: &mut State, claim: &Claim, wanted: Held) -> Result<(), ScoreError> {
+        self.check(state, wanted)?;
+        let Some(excess) = state.room.excess(self.capacity, claim, wanted) else { return Ok(()) };
+        Err(ScoreError::QueueFull { retry_after: state.room.promise(claim, excess, wanted, &state.drain) })
+    }
+
+    /// Whether there can ever be room for so much.
+    fn check(&self, state: &State, wanted: Held) -> Result<(), ScoreError> {
         let Capacity { tokens: most_tokens, items: most_items } = self.capacity;
         if wanted.over(self.capacity) != Held::default() {
             return Err(ScoreError::invalid(
@@ -219,13 +240,7 @@ impl Queue {
                 ),
             ));
         }
-        if let Some(reason) = state.closed {
-            return Err(ScoreError::Unavailable(reason));
-        }
-        state
-            .room
-            .admit(self.capacity, &claim.caller, wanted, &state.drain)
-            .map_err(|retry_after| ScoreError::QueueFull { retry_after })
+        state.closed.map_or(Ok(()), |reason| Err(ScoreError::Unavailable(reason)))
     }
 
     /// Reserves a place for one item, and waits for it where the queue is full, until it is late.
@@ -237,19 +252,20 @@ impl Queue {
         claim: &Claim,
         tokens: usize,
     ) -> Result<Permit, ScoreError> {
+        let wanted = Held { tokens, items: 1 };
         loop {
             // Listens before it looks, so that room made in between is not missed.
             let room = self.room.notified();
             let permit = {
                 let mut state = self.lock();
-                self.admit(&mut state, claim, Held { tokens, items: 1 })
-                    .map(|()| self.take(&mut state, claim, &[tokens]).pop())
+                self.check(&state, wanted)?;
+                // Nobody is promised a time who waits here.
+                let has_room = state.room.excess(self.capacity, claim, wanted).is_none();
+                has_room.then(|| self.take(&mut state, claim, &[tokens]).pop()).flatten()
             };
             match permit {
-                Ok(Some(permit)) => return Ok(permit),
-                Ok(None) => {}
-                Err(ScoreError::QueueFull { .. }) => room.await,
-                Err(error) => return Err(error),
+                Some(permit) => return Ok(permit),
+                None => room.await,
             }
         }
     }
@@ -267,11 +283,11 @@ impl Queue {
         self.ready.notify_one();
     }
 
-    /// Takes back the jobs of a worker that was lost. Each is tried once more, before all others and alone, so that
-    /// one that kills whoever computes it takes no other with it.
+    /// Takes back a batch of a worker that was lost. Each of its jobs is tried once more.
     pub fn put_back(&self, jobs: Vec<Job>) {
         let mut answers = Vec::new();
         let mut state = self.lock();
+        state.on_devices = state.on_devices.saturating_sub(1);
         for mut job in jobs {
             job.losses += 1;
             let error = match state.closed {
@@ -280,9 +296,7 @@ impl Queue {
                     ScoreError::Internal(format!("{TRIES} workers were lost over this item"))
                 }
                 None => {
-                    let Claim { caller, priority, .. } = job.claim.clone();
-                    state.load = state.load.plus(size(std::slice::from_ref(&job)));
-                    state.waiting.push_first(&caller, priority, job.sample.tokens(), job);
+                    state.push(job);
                     continue;
                 }
             };
@@ -321,6 +335,7 @@ impl Queue {
         let mut state = self.lock();
         let dead = state.take_dead(now);
         let batch = state.take_batch(budget, now);
+        state.on_devices += usize::from(!batch.is_empty());
         // Permits lock the queue too.
         drop(state);
         for job in dead {
@@ -335,7 +350,8 @@ impl Queue {
     /// Tells the queue that a batch of so many tokens was answered, for the wait that a refused caller is told.
     pub fn record(&self, tokens: usize, took: Duration) {
         let mut state = self.lock();
-        let idle = state.room.is_empty();
+        state.on_devices = state.on_devices.saturating_sub(1);
+        let idle = state.is_idle();
         state.drain.answered(tokens, idle, Instant::now());
         state.latency.record(tokens, took);
     }
@@ -426,9 +442,12 @@ mod tests {
         assert_eq!(take_all(&third).len(), 17, "what is left");
         drop(first.split_off(20));
         refused(&queue, &greedy, &[10; 20]);
-        // Who holds nothing may send a group that is larger than a share.
+        // Who holds nothing may send a group that is larger than a share, whatever evaluation of its own waits.
         drop((first, others));
         assert_eq!(queue.reserve(&third, &[10; 80]).unwrap().len(), 80);
+        let evaluation = Claim { priority: Priority::Evaluation, ..third.clone() };
+        assert_eq!(take_all(&evaluation).len(), 50);
+        assert_eq!(queue.reserve(&third, &[10; 50]).unwrap().len(), 50);
     }
 
     #[test]
@@ -477,6 +496,39 @@ mod tests {
         // Its own share is 500: what it has above that drains first.
         assert!(near(refused(&queue, &a, &[100]), 3.0));
         drop(held);
+    }
+
+    #[test]
+    fn time_without_work_is_no_part_of_the_wait() {
+        let queue = queue(1000, 100);
+        let [a, b] = ["a", "b"].map(claim);
+        // Its item was found in the cache, or could not be decoded.
+        drop(queue.reserve(&a, &[10]).unwrap());
+        queue.lock().drain.begin(Instant::now() - Duration::from_secs(60));
+        let (job, _answer) = job(&queue, &a, 100);
+        queue.push(job);
+        let mut batch = queue.try_batch(BUDGET);
+        batch[0].permit = None;
+        // A call that comes while the device computes begins nothing anew.
+        let begun = queue.lock().drain.clone();
+        drop(queue.reserve(&b, &[10]).unwrap());
+        assert_eq!(queue.lock().drain, begun);
+        queue.record(100, Duration::from_millis(10));
+        let _held = queue.reserve(&a, &[1000]).unwrap();
+        assert!(refused(&queue, &b, &[100]) < Duration::from_secs(6), "a minute ago there was no work");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_promised_no_time() {
+        let queue = queue(1000, 100);
+        let [a, b] = ["a", "b"].map(claim);
+        let _held = queue.reserve(&a, &[1000]).unwrap();
+        queue.lock().drain.begin(Instant::now());
+        queue.lock().drain.answered(1000, false, Instant::now() + Duration::from_secs(10));
+        for _ in 0..5 {
+            assert!(futures::poll!(std::pin::pin!(queue.reserve_when_room(&b, 100))).is_pending());
+        }
+        assert!(refused(&queue, &b, &[100]) < Duration::from_secs(2), "it is the first who is refused");
     }
 
     #[test]
@@ -535,5 +587,23 @@ mod tests {
         queue.put_back(queue.try_batch(BUDGET));
         assert!(matches!(answer.try_recv(), Ok(Err(ScoreError::Internal(_)))));
         assert!(queue.try_batch(BUDGET).is_empty());
+    }
+
+    #[test]
+    fn a_lost_job_is_alone_though_it_should_be_late() {
+        let queue = queue(10_000, 100);
+        queue.record(1000, Duration::from_secs(1000));
+        let soon = Claim { deadline: Some(Instant::now() + Duration::from_secs(10)), ..claim("a") };
+        let mut answers = Vec::new();
+        for tokens in [100, 101] {
+            let (job, answer) = job(&queue, &soon, tokens);
+            queue.push(job);
+            answers.push(answer);
+        }
+        let both = queue.try_batch(BUDGET);
+        assert_eq!(both.len(), 2);
+        queue.put_back(both);
+        assert_eq!(queue.try_batch(BUDGET).len(), 1);
+        assert_eq!(queue.try_batch(BUDGET).len(), 1);
     }
 }

@@ -14,7 +14,7 @@ const UNKNOWN: Duration = Duration::from_secs(1);
 const WAIT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(60)];
 
 /// Tokens per second of the whole path, from the queue's room to the answers, measured while there is work.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Drain {
     since: Option<Instant>,
     tokens: usize,
@@ -27,11 +27,9 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    /// There is work now.
+    /// There is work now, and there was none: time without any tells nothing.
     pub fn begin(&mut self, now: Instant) {
-        if self.since.is_none() {
-            (self.since, self.lull) = (Some(now), false);
-        }
+        (self.since, self.tokens, self.lull) = (Some(now), 0, false);
     }
 
     /// A device has taken all there was.

@@ -1,6 +1,7 @@
 //! Who holds how much of the queue's room, and who may have more.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
@@ -15,8 +16,9 @@ use crate::telemetry::{QUEUE_ITEMS, QUEUE_TOKENS};
 #[derive(Debug, Default)]
 pub(super) struct Room {
     held: Held,
-    /// The same by caller; who holds nothing is not listed.
-    accounts: HashMap<Caller, Account>,
+    /// The same by caller and priority; who holds nothing is not listed. A caller's evaluation and its training are two
+    /// here, so that neither keeps the other out.
+    accounts: HashMap<(Caller, Priority), Account>,
     /// The same by priority.
     by_priority: [Held; 2],
     /// For callers that hold nothing.
@@ -65,10 +67,10 @@ impl Room {
         self.held.items == 0
     }
 
-    /// Takes places that [`Room::admit`] has found.
+    /// Takes places that there are, as [`Room::excess`] has found.
     pub fn take(&mut self, claim: &Claim, wanted: Held) {
         self.held = self.held.plus(wanted);
-        let account = self.accounts.entry(claim.caller.clone()).or_default();
+        let account = self.accounts.entry(account_of(claim)).or_default();
         account.held = account.held.plus(wanted);
         let lane = &mut self.by_priority[claim.priority as usize];
         *lane = lane.plus(wanted);
@@ -79,10 +81,11 @@ impl Room {
     pub fn give_back(&mut self, caller: &Caller, priority: Priority, tokens: usize) {
         let given = Held { tokens, items: 1 };
         self.held = self.held.minus(given);
-        if let Some(account) = self.accounts.get_mut(caller) {
-            account.held = account.held.minus(given);
-            if account.held.items == 0 {
-                self.accounts.remove(caller);
+        if let Entry::Occupied(mut entry) = self.accounts.entry((caller.clone(), priority)) {
+            let held = &mut entry.get_mut().held;
+            *held = held.minus(given);
+            if held.items == 0 {
+                entry.remove();
             }
         }
         let lane = &mut self.by_priority[priority as usize];
@@ -96,32 +99,28 @@ impl Room {
         gauge!(QUEUE_TOKENS, "priority" => priority.name()).set(tokens as f64);
     }
 
-    /// Whether there is room for `wanted`, or how long until there should be.
+    /// What must drain before there is room for `wanted`, in tokens; `None` where there is room.
     ///
     /// With `n` callers that hold places, none may hold more than one part in `n + 1`: there is always a part free
     /// for one who comes anew. Who holds nothing may take whatever fits.
-    pub fn admit(
-        &mut self,
-        capacity: Capacity,
-        caller: &Caller,
-        wanted: Held,
-        drain: &Drain,
-    ) -> Result<(), Duration> {
-        let known = self.accounts.get(caller).map(|account| account.held);
+    pub fn excess(&self, capacity: Capacity, claim: &Claim, wanted: Held) -> Option<usize> {
+        let known = self.accounts.get(&account_of(claim)).map(|account| account.held);
         let holders = self.accounts.len() + usize::from(known.is_none());
         let share =
             Capacity { tokens: capacity.tokens / (holders + 1), items: capacity.items / (holders + 1) };
         let excess = self.held.plus(wanted).over(capacity);
         let own = known.map(|held| held.plus(wanted).over(share)).unwrap_or_default();
-        if excess == Held::default() && own == Held::default() {
-            return Ok(());
-        }
         // What is its own drains at its share of the whole rate.
-        let excess = excess.in_tokens(self.held).max(own.in_tokens(self.held) * holders);
-        let now = Instant::now();
-        let comeback =
-            self.accounts.get_mut(caller).map_or(&mut self.comeback, |account| &mut account.comeback);
-        Err(comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), now))
+        (excess != Held::default() || own != Held::default())
+            .then(|| excess.in_tokens(self.held).max(own.in_tokens(self.held) * holders))
+    }
+
+    /// How long until a call that is refused should come back: once `excess` has drained, and not together with others
+    /// that were refused.
+    pub fn promise(&mut self, claim: &Claim, excess: usize, wanted: Held, drain: &Drain) -> Duration {
+        let account = self.accounts.get_mut(&account_of(claim));
+        let comeback = account.map_or(&mut self.comeback, |account| &mut account.comeback);
+        comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), Instant::now())
     }
 
     /// Whether a call that wants so much should be answered before its deadline; or how long that should take, and when
@@ -133,19 +132,16 @@ impl Room {
         drain: &Drain,
     ) -> Result<(), (Duration, Duration)> {
         let Some(deadline) = claim.deadline else { return Ok(()) };
-        let now = Instant::now();
-        let before = self.before(claim, wanted);
-        let late = drain.too_many(before, deadline.saturating_duration_since(now));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let late = drain.too_many(self.before(claim, wanted), left);
         let Some((excess, expected)) = late else { return Ok(()) };
-        let comeback =
-            self.accounts.get_mut(&claim.caller).map_or(&mut self.comeback, |account| &mut account.comeback);
-        Err((expected, comeback.promise(drain, excess, wanted.tokens, self.held.tokens.max(excess), now)))
+        Err((expected, self.promise(claim, excess, wanted, drain)))
     }
 
     /// The tokens that should go before the last of a call's own: of others in its lane no more than they have, and no
     /// more than take turns with it; of training, before evaluation, no more than its part.
     fn before(&self, claim: &Claim, wanted: Held) -> usize {
-        let own = self.accounts.get(&claim.caller).map(|account| account.held.tokens);
+        let own = self.accounts.get(&account_of(claim)).map(|account| account.held.tokens);
         let holders = self.accounts.len() + usize::from(own.is_none());
         let turns = (own.unwrap_or_default() + wanted.tokens) * holders - wanted.tokens;
         let [training, evaluation] = self.by_priority.map(|held| held.tokens);
@@ -162,4 +158,9 @@ impl Room {
     pub fn forget_promises(&mut self) {
         self.comeback = Comeback::default();
     }
+}
+
+/// Whose places a claim's are.
+fn account_of(claim: &Claim) -> (Caller, Priority) {
+    (claim.caller.clone(), claim.priority)
 }
