@@ -36,6 +36,9 @@ use crate::{http, proto, telemetry};
 /// How long connections may take to close once every call is answered. A health watcher never would.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The most bytes of a message that asks for health or a description: each names a service or a symbol.
+const MOST_OF_A_NAME: usize = 4 << 10;
+
 /// The sockets of a server, already bound.
 #[derive(Debug)]
 pub struct Listeners {
@@ -240,6 +243,7 @@ async fn open(
         let service = http::translate(calls.clone().service(routes), handlers.clone());
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
     }
+    let health_service = health_service.max_decoding_message_size(MOST_OF_A_NAME);
     let routes = grpc_routes(Routes::new(health_service), handlers, limits.max_message_bytes)?;
     ports.spawn(transport::serve(wire, Protocol::Http2, grpc, calls.service(routes), closed));
     Ok((health, Transport { close, ports }))
@@ -258,11 +262,10 @@ fn grpc_routes(routes: Routes, handlers: Handlers, most: usize) -> Result<Routes
     };
     let service = SpatialScoreServiceServer::new(handlers)
         .max_decoding_message_size(most)
-        .max_encoding_message_size(most)
         .accept_compressed(CompressionEncoding::Gzip);
     Ok(routes
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection().build_v1()?.max_decoding_message_size(MOST_OF_A_NAME))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(MOST_OF_A_NAME))
         .add_service(service)
         .prepare())
 }

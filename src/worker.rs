@@ -77,8 +77,9 @@ fn supervise<S: Scorer, E: Display + Send>(
         let mut came_up = false;
         let mut on_up = || {
             came_up = true;
-            if let Some(started) = started.take() {
-                started(Ok(()));
+            match started.take() {
+                Some(started) => started(Ok(())),
+                None => counter!(WORKER_RESTARTS, "device" => post.device.clone()).increment(1),
             }
         };
         // A thread of its own for each life: what libtorch keeps per thread begins anew with it.
@@ -106,7 +107,6 @@ fn supervise<S: Scorer, E: Display + Send>(
         if post.queue.closed_within(wait) {
             return;
         }
-        counter!(WORKER_RESTARTS, "device" => post.device.clone()).increment(1);
         wait = (wait * 2).min(BACKOFF[1]);
     }
 }

@@ -10,10 +10,13 @@ use bytes::Bytes;
 use common::process::{Server, get};
 use common::raw::{Raw, framed};
 use common::*;
+use flate2::write::GzEncoder;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
 use prost::Message;
 use spatialscore::proto;
+use spatialscore::proto::image::Source;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -44,7 +47,7 @@ async fn an_item_over_a_limit_is_refused_with_the_limit() {
     let server = TestServer::start(&flags).await;
     let raw = |width, height, bytes| {
         let raw = proto::RawImage { width, height, rgb8: vec![7; bytes].into() };
-        proto::Image { source: Some(proto::image::Source::Raw(raw)) }
+        proto::Image { source: Some(Source::Raw(raw)) }
     };
     let said = refusals(
         &server,
@@ -354,6 +357,77 @@ async fn messages_under_way_hold_no_more_memory_than_they_may() {
     assert_eq!(greedy.call("Score", small).await.status.code(), Code::Ok);
 }
 
+/// Each is a few kB that stand for megabytes, and comes without an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_message_takes_no_memory_before_its_call_has_ended() {
+    let server = tokio::task::block_in_place(Server::serving);
+    let raw = Raw::connect(server.address.parse().unwrap()).await;
+    let small = framed(&request([7]).encode_to_vec());
+    assert_eq!(raw.call("Score", small.clone()).await.status.code(), Code::Ok);
+    let before = server.memory("VmRSS");
+    let mut large = request([9]);
+    large.items[0].image = Some(proto::Image { source: Some(Source::Encoded(vec![0; 16 << 20].into())) });
+    let mut zip = GzEncoder::new(Vec::new(), flate2::Compression::best());
+    zip.write_all(&large.encode_to_vec()).unwrap();
+    let mut zipped = framed(&zip.finish().unwrap());
+    zipped[0] = 1;
+    assert!(zipped.len() < 32 << 10);
+    let endless = || stream::iter([Bytes::from(zipped.clone())]).chain(stream::pending());
+    let headers = [("grpc-encoding", "gzip")];
+    let mut calls: FuturesUnordered<_> = (0..32).map(|_| raw.pieces("Score", &headers, endless())).collect();
+    assert!(tokio::time::timeout(Duration::from_secs(2), calls.next()).await.is_err(), "it was answered");
+    let peak = server.memory("VmHWM").saturating_sub(before);
+    println!("32 messages of 16 MiB, compressed, without an end: {} MiB more", peak >> 20);
+    assert!(peak < 128 << 20, "{peak} bytes");
+    drop(calls);
+    assert_eq!(raw.call("Score", small).await.status.code(), Code::Ok);
+    // With an end it is unpacked, and read.
+    let ended = raw.pieces("Score", &headers, stream::iter([Bytes::from(zipped)])).await.unwrap();
+    assert_eq!(ended.status.code(), Code::Ok, "{}", ended.status);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_has_one_message() {
+    let server = TestServer::start(&[]).await;
+    let raw = Raw::connect(server.address).await;
+    let message = framed(&request([7]).encode_to_vec());
+    let empty = framed(&[]);
+    for body in
+        [[message.clone(), message.clone()].concat(), empty.repeat(1 << 16), [message, empty].concat()]
+    {
+        let status = raw.call("Score", body).await.status;
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("there is more than one"), "{status}");
+    }
+}
+
+/// No token is asked for health, so what is sent there must cost nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_health_or_a_description_sends_a_name_and_sends_it_in_time() {
+    let server = TestServer::start(&[("limits.message_timeout_seconds", "5")]).await;
+    let raw = &Raw::connect(server.address).await;
+    let (large, late) = (Code::InvalidArgument, Code::DeadlineExceeded);
+    // What tonic's reflection cannot read it takes for the end.
+    let methods = [
+        ("/grpc.health.v1.Health/Check", large, late),
+        ("/grpc.health.v1.Health/Watch", large, late),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Code::Ok, Code::Ok),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Code::Ok, Code::Ok),
+    ];
+    let start = Instant::now();
+    for (method, large, _) in methods {
+        let answer = soon(raw.pieces(method, &[], begun(2 << 20))).await.unwrap();
+        assert_eq!(answer.status.code(), large, "{method}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "only time ended them");
+    let calls = methods.map(|(method, _, late)| async move {
+        let prefix = Bytes::from_static(&[0, 0, 0, 0, 9]);
+        let answer = raw.pieces(method, &[], stream::iter([prefix]).chain(stream::pending())).await.unwrap();
+        assert_eq!(answer.status.code(), late, "{method}");
+    });
+    soon(join_all(calls)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refused() {
     let flags = [
@@ -370,7 +444,7 @@ async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refuse
         let mut rgb8 = vec![shade; 316 * 316 * 3];
         stamp(&mut rgb8);
         let raw = proto::RawImage { width: 316, height: 316, rgb8: rgb8.into() };
-        proto::Image { source: Some(proto::image::Source::Raw(raw)) }
+        proto::Image { source: Some(Source::Raw(raw)) }
     };
     let streamed = |shades: std::ops::Range<u8>| {
         let mut client = client.clone();

@@ -227,6 +227,27 @@ async fn a_leader_that_leaves_does_not_fail_its_followers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_nobody_reads_keeps_no_score_from_others() {
+    let server = TestServer::start(&[("batch.max_items", "1")]).await;
+    // Its answers find no room on their way back.
+    let deaf =
+        Channel::from_shared(format!("http://{}", server.address)).unwrap().initial_stream_window_size(1);
+    let mut deaf = Client::new(deaf.connect().await.unwrap());
+    server.device.hold();
+    let messages: Vec<_> = (1..=8).map(|shade| stream_item("x", shade)).collect();
+    let same = messages.iter().filter_map(|message| message.item.clone()).collect();
+    let _unread = deaf.score_stream(stream::iter(messages).chain(stream::pending())).await.unwrap();
+    tokio::time::sleep(SETTLE).await;
+    let others = proto::ScoreRequest { items: same, ..Default::default() };
+    let others = call(&server.client_from("127.0.0.2").await, others);
+    tokio::time::sleep(SETTLE).await;
+    // One by one, so that the first fills what room there is.
+    server.device.pace(Duration::from_millis(200));
+    server.device.release();
+    assert_eq!(means(others).await, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_are_not_remembered_and_nothing_is_where_nothing_shall_be() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client().await;

@@ -69,7 +69,6 @@ impl Results {
             return Lookup::Known(*score);
         }
         if let Some(flight) = state.flights.get(&key) {
-            counter!(CACHE_HITS, "from" => "flight").increment(1);
             return Lookup::Follow(Follow(flight.clone()));
         }
         counter!(CACHE_MISSES).increment(1);
@@ -111,7 +110,9 @@ impl Drop for Lead {
 impl Follow {
     /// The outcome, or `None` where who computed it gave up.
     pub async fn outcome(mut self) -> Option<Outcome> {
-        self.0.wait_for(Option::is_some).await.ok()?.clone()
+        let outcome = self.0.wait_for(Option::is_some).await.ok()?.clone();
+        counter!(CACHE_HITS, "from" => "flight").increment(1);
+        outcome
     }
 }
 

@@ -31,6 +31,9 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The service that costs something.
 const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
 
+/// The methods whose calls have any number of messages.
+const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
+
 /// Where a call comes from. Stands in the extensions of every request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub IpAddr);
@@ -174,8 +177,10 @@ where
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
+        let limit = self.gate.0.message_timeout;
+        let whole = !STREAMS.iter().any(|stream| request.uri().path().ends_with(stream));
+        request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
         if place.is_some() {
-            let limit = self.gate.0.message_timeout;
             let (room, arrivals) = (Arc::clone(&self.gate.0.in_flight), Arrivals::default());
             request.extensions_mut().insert(arrivals.clone());
             if http_path::ALL.contains(&request.uri().path()) {
@@ -184,13 +189,10 @@ where
                 {
                     return Box::pin(ready(Ok(of_call(&error).into_http())));
                 }
-                request = request.map(|body| Body::new(Punctual::new(body, true, limit)));
             } else {
-                let whole = !request.uri().path().ends_with("/ScoreStream");
-                request = request.map(|body| {
-                    let body = Body::new(Punctual::new(body, whole, limit));
-                    Body::new(Counted::new(body, room, caller.clone(), arrivals, (!whole).then_some(limit)))
-                });
+                let patience = (!whole).then_some(limit);
+                request = request
+                    .map(|body| Body::new(Counted::new(body, room, caller.clone(), arrivals, patience)));
             }
         }
         request.extensions_mut().insert(caller);

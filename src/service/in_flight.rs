@@ -222,8 +222,13 @@ pub struct Counted {
     room: Arc<InFlight>,
     caller: Caller,
     arrivals: Arrivals,
-    /// How long a message may wait for room; `None`: it is refused at once.
+    /// How long a stream's message may wait for room; `None`: the body has one message, which is refused at once.
     patience: Option<Duration>,
+    /// Whether a message has begun.
+    begun: bool,
+    /// The end of a body's one message, which is kept back until the body ends: tonic unpacks a message once it has it
+    /// all, and nobody counts what it is then before the body has ended too.
+    whole: Option<Bytes>,
     /// The room that a message waits for, and what is there of it and of those behind it.
     waiting: Option<(Waiting, Bytes)>,
     /// The message that arrived last: tonic's buffer keeps its memory until the next one.
@@ -242,11 +247,15 @@ impl Counted {
         patience: Option<Duration>,
     ) -> Self {
         let framing = Framing::default();
-        Self { inner, framing, room, caller, arrivals, patience, waiting: None, last: None }
+        let (begun, whole, waiting, last) = (false, None, None, None);
+        Self { inner, framing, room, caller, arrivals, patience, begun, whole, waiting, last }
     }
 
     /// Finds room for a message that begins; or gives what to wait for.
     fn begin(&mut self, bytes: usize) -> Result<Option<Waiting>, ScoreError> {
+        if std::mem::replace(&mut self.begun, true) && self.patience.is_none() {
+            return Err(one_too_many());
+        }
         if bytes > self.room.largest {
             // Refused where it is decoded, before it is stored.
             return Ok(None);
@@ -280,6 +289,9 @@ impl Counted {
                 break;
             }
         }
+        if self.patience.is_none() && self.begun && self.framing.within_prefix() {
+            return Err(one_too_many());
+        }
         Ok(data)
     }
 }
@@ -292,33 +304,39 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match self.waiting.take() {
-            Some((mut waiting, rest)) => {
-                let Poll::Ready(hold) = waiting.as_mut().poll(context) else {
-                    self.waiting = Some((waiting, rest));
-                    return Poll::Pending;
-                };
-                Frame::data(match hold {
-                    Ok(hold) => {
-                        self.arrive(hold);
-                        rest
-                    }
-                    Err(error) => return Poll::Ready(Some(Err(of_call(&error)))),
-                })
+        if let Some((mut waiting, rest)) = self.waiting.take() {
+            let Poll::Ready(hold) = waiting.as_mut().poll(context) else {
+                self.waiting = Some((waiting, rest));
+                return Poll::Pending;
+            };
+            let data = hold.and_then(|hold| {
+                self.arrive(hold);
+                self.let_in(rest)
+            });
+            return Poll::Ready(Some(data.map(Frame::data).map_err(|error| of_call(&error))));
+        }
+        loop {
+            let frame = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
+                Some(Ok(frame)) => frame.into_data(),
+                None => return Poll::Ready(self.whole.take().map(|data| Ok(Frame::data(data)))),
+                error => return Poll::Ready(error),
+            };
+            let data = match frame {
+                Ok(data) => self.let_in(data).map_err(|error| of_call(&error))?,
+                // A body that is kept back has none.
+                Err(_) if self.whole.is_some() => continue,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            };
+            let is_whole = self.patience.is_none() && self.begun && !self.framing.within_message();
+            if !is_whole || self.inner.is_end_stream() && self.whole.is_none() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
             }
-            None => match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
-                Some(Ok(frame)) => frame,
-                end => return Poll::Ready(end),
-            },
-        };
-        Poll::Ready(Some(match frame.into_data() {
-            Ok(data) => self.let_in(data).map(Frame::data).map_err(|error| of_call(&error)),
-            Err(trailers) => Ok(trailers),
-        }))
+            self.whole.get_or_insert(data);
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.inner.is_end_stream()
+        self.waiting.is_none() && self.whole.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -326,9 +344,14 @@ impl http_body::Body for Counted {
     }
 }
 
+fn one_too_many() -> ScoreError {
+    ScoreError::invalid("message", "there is more than one; a call of this method has one")
+}
+
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
+    use futures::{StreamExt, stream};
+    use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
@@ -372,7 +395,7 @@ mod tests {
     #[test]
     fn a_stream_counts_the_memory_that_its_buffer_keeps() {
         let room = room(1000);
-        let (mut body, arrivals) = counted(&room, Body::empty(), None);
+        let (mut body, arrivals) = counted(&room, Body::empty(), Some(Duration::ZERO));
         let held = || room.lock().bytes;
         assert!(body.begin(400).unwrap().is_none());
         drop(arrivals.receive(message(10)).unwrap());
@@ -389,11 +412,46 @@ mod tests {
         assert!((300..320).contains(&held()), "{}", held());
         drop((third, body));
         assert_eq!(held(), 0);
-        let (mut body, arrivals) = counted(&room, Body::empty(), None);
+        let (mut body, arrivals) = counted(&room, Body::empty(), Some(Duration::ZERO));
         assert!(body.begin(50).unwrap().is_none());
         assert!(arrivals.receive(message(900)).is_ok(), "alone it may have all there is");
         assert!(body.begin(50).unwrap().is_none());
         assert!(arrivals.receive(message(1000)).is_err());
+    }
+
+    /// However it is cut: the last byte of a call's message is handed on with the end of its body.
+    #[tokio::test]
+    async fn a_calls_message_is_whole_only_once_its_body_has_ended() {
+        let room = room(100);
+        let message = [&[0, 0, 0, 0, 60][..], &[7; 60]].concat();
+        for size in 1..=65 {
+            let (pieces, incoming) = futures::channel::mpsc::unbounded();
+            let frames = incoming.map(|piece| Ok::<_, Status>(Frame::data(piece)));
+            let (mut body, _arrivals) = counted(&room, Body::new(StreamBody::new(frames)), None);
+            for piece in message.chunks(size).chain([&[][..]]) {
+                pieces.unbounded_send(Bytes::copy_from_slice(piece)).unwrap();
+            }
+            let mut read = 0;
+            while let Poll::Ready(piece) = futures::poll!(body.frame()) {
+                read += piece.unwrap().unwrap().into_data().unwrap().len();
+            }
+            assert!(read < message.len() && !http_body::Body::is_end_stream(&body), "in pieces of {size}");
+            drop(pieces);
+            assert_eq!(read + body.collect().await.unwrap().to_bytes().len(), message.len());
+        }
+        // A prefix is enough to see that another follows.
+        for more in [&[0][..], &[0, 0, 0, 0, 0]] {
+            let two = [&message, more].concat();
+            let whole = Body::new(http_body_util::Full::from(two.clone()));
+            let apart = StreamBody::new(stream::iter(
+                [message.clone(), more.to_vec()]
+                    .map(|piece| Ok::<_, Status>(Frame::data(Bytes::from(piece)))),
+            ));
+            for body in [whole, Body::new(apart)] {
+                let refused = counted(&room, body, None).0.collect().await.unwrap_err();
+                assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+            }
+        }
     }
 
     /// Two messages of 60 bytes in one piece, of which the second finds no room before the first is gone.
@@ -402,8 +460,10 @@ mod tests {
         let prefixed = [&[0, 0, 0, 0, 60][..], &[7; 60]].concat();
         let body = || Body::new(http_body_util::Full::from([&prefixed[..], &prefixed].concat()));
         let room = room(100);
+        let taken = Hold::new(&room, &caller("b"), 60).unwrap();
         let refused = counted(&room, body(), None).0.frame().await.unwrap().unwrap_err();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        drop(taken);
         let patience = Duration::from_secs(10);
         let (mut stream, arrivals) = counted(&room, body(), Some(patience));
         // All of the first message, so that it can be decoded, and the second's prefix.

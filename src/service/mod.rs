@@ -18,7 +18,10 @@ use std::sync::Arc;
 use futures::future::join_all;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Extensions, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use crate::caller::{Caller, Claim, Priority};
 use crate::engine::{Admitted, Answer, Engine};
@@ -249,21 +252,28 @@ async fn admit_streamed(
     (id, placed)
 }
 
-/// Scores a stream's item.
-async fn answer_streamed(
+/// Scores a stream's item, on a task of its own until the stream ends: nothing asks for the answers of a caller that does
+/// not read them, and others may wait for the same item.
+fn answer_streamed(
     engine: Arc<Engine>,
     id: String,
     placed: Result<Placed, ScoreError>,
-) -> proto::ScoreStreamResponse {
-    let outcome = async {
-        let Placed { item, permit, claim } = placed?;
-        engine.score(item, permit, &claim).await
-    }
-    .await;
-    proto::ScoreStreamResponse {
-        id,
-        timings: Some(convert::timings(outcome.iter())),
-        result: Some(convert::result(&outcome, convert::stream_place(&outcome))),
+) -> impl Future<Output = proto::ScoreStreamResponse> {
+    let score = placed.map(|Placed { item, permit, claim }| {
+        let score = async move { engine.score(item, permit, &claim).await };
+        AbortOnDropHandle::new(tokio::spawn(score.in_current_span()))
+    });
+    async {
+        let lost = |error: JoinError| Err(ScoreError::Internal(format!("its task was lost: {error}")));
+        let outcome = match score {
+            Ok(score) => score.await.unwrap_or_else(lost),
+            Err(error) => Err(error),
+        };
+        proto::ScoreStreamResponse {
+            id,
+            timings: Some(convert::timings(outcome.iter())),
+            result: Some(convert::result(&outcome, convert::stream_place(&outcome))),
+        }
     }
 }
 

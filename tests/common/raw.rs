@@ -55,14 +55,15 @@ impl Raw {
         Self { address, sender, connection: tokio::spawn(connection) }
     }
 
-    /// Calls a method of the service with these pieces for a body.
+    /// Calls a method of the service, or one by its whole path, with these pieces for a body.
     pub async fn pieces(
         &self,
         method: &str,
         headers: &[(&'static str, &str)],
         pieces: impl Stream<Item = Bytes> + Send + 'static,
     ) -> hyper::Result<Answer> {
-        let uri = format!("http://{}/spatialscore.v1.SpatialScoreService/{method}", self.address);
+        let service = if method.starts_with('/') { "" } else { "/spatialscore.v1.SpatialScoreService/" };
+        let uri = format!("http://{}{service}{method}", self.address);
         let mut request =
             Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
         for &(name, value) in headers {
