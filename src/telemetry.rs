@@ -119,6 +119,8 @@ pub fn init_log(
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::new(settings.level.to_string()),
     };
+    // A panic that is caught fails one item. It is a line like any other: whoever panics never waits for who reads it.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a panic")));
     let (writer, thread) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(io::stderr());
     *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some((thread, writer.error_counter()));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());

@@ -38,7 +38,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest frame that a caller may send. Each is held whole before anything counts its bytes.
 const FRAME: u32 = 1 << 16;
-/// How long a TLS handshake may take.
+/// How long a connection may take to say its first word, and a TLS handshake to end.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other end of a silent connection may take at most for a sign of life.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -161,6 +161,10 @@ impl Connection {
         let peer = self.peer;
         // Answers are small and awaited.
         let _ = stream.set_nodelay(true);
+        if !timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut [0])).await.is_ok_and(|first| first.is_ok()) {
+            tracing::debug!(%peer, "a connection without a word is closed");
+            return;
+        }
         let Some(tls) = &self.wire.tls else { return self.serve(stream, service).await };
         // What is in it is shared: to copy it costs nothing.
         let mut config = ServerConfig::clone(&tls.borrow());

@@ -303,6 +303,8 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
             changed("/requests/1/required_rewards", json!(["clip"])),
             "requests[1].required_rewards[0]: unknown",
         ),
+        // Two bytes in the body would be thirty-two in memory.
+        (changed("/requests/1/history", json!(vec![0; 256])), "body: it has more than 256 values"),
         (unirl(&pngs([9; 4])), "items: has 4 items; send 1 to 3"),
     ] {
         let answer = post(server.http, "/score", &asked).await;

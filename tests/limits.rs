@@ -311,6 +311,17 @@ async fn a_connection_without_a_sign_of_life_is_closed() {
     assert!(lazy.connect().await.is_ok());
 }
 
+/// It would keep a place that others wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() {
+    let server = TestServer::start(&[]).await;
+    let silent = [server.address, server.http].map(|port| async move {
+        let mut stream = TcpStream::connect(port).await.unwrap();
+        stream.read(&mut [0]).await.unwrap()
+    });
+    assert_eq!(soon(join_all(silent)).await, [0, 0]);
+}
+
 /// Begins a message of so many bytes, and never ends it.
 fn begun(bytes: usize) -> impl Stream<Item = Bytes> + Send + 'static {
     let prefix = [&[0][..], &u32::try_from(bytes).unwrap().to_be_bytes()].concat();

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::{Extensions, Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use memchr::memchr2;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -39,6 +40,10 @@ use crate::service::{Handlers, claim, http_path};
 pub use refusal::translate;
 use refusal::{Refused, too_large};
 use unirl::Reward;
+
+/// The most values that a body may have for each item that a request may have, and for one more. They take up to fifty times
+/// as much memory as their text.
+const MOST_VALUES: usize = 64;
 
 /// What a handler gives.
 type Reply<T> = Result<Json<T>, Refused>;
@@ -102,7 +107,11 @@ impl Edge {
         // An overloaded server refuses before it works.
         engine.expect_room(&claim, 1)?;
         let (bytes, model) = (body.len(), engine.info().clone());
+        let most_values = MOST_VALUES * (1 + engine.limits().max_items_per_request);
         let work = move || {
+            if has_more_values(&body, most_values) {
+                return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
+            }
             // Says where in the body what is wrong.
             let read =
                 Json::from_bytes(&body).map_err(|fault| ScoreError::invalid("body", fault.body_text()));
@@ -144,6 +153,33 @@ fn item(prompt: String, file: Bytes) -> proto::ScoreItem {
     proto::ScoreItem { prompt: Some(prompt), image: Some(proto::Image { source }) }
 }
 
+/// Whether a text of JSON has more than so many values. Before each stands a comma or a bracket.
+fn has_more_values(text: &[u8], most: usize) -> bool {
+    let (mut rest, mut values) = (text, 0);
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        match byte {
+            b',' | b'[' | b'{' => values += 1,
+            b'"' => {
+                // To the end of the string, which no escaped quote is.
+                loop {
+                    let Some(at) = memchr2(b'"', b'\\', rest) else { return false };
+                    let escaped = rest.get(at) == Some(&b'\\');
+                    rest = rest.get(at + 1 + usize::from(escaped)..).unwrap_or_default();
+                    if !escaped {
+                        break;
+                    }
+                }
+            }
+            _ => {}
+        }
+        if values > most {
+            return true;
+        }
+    }
+    false
+}
+
 /// The whole of a body that has at most `most` bytes. One that announces more is not read at all.
 async fn whole(body: AxumBody, most: usize) -> Result<Bytes, Refused> {
     if body.size_hint().lower() > most as u64 {
@@ -157,5 +193,26 @@ async fn whole(body: AxumBody, most: usize) -> Result<Bytes, Refused> {
             status if status.code() == Code::Unknown => Err(ScoreError::Cancelled.into()),
             status => Err(status.into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_strings() {
+        for (text, values) in [
+            ("", 0),
+            ("7", 0),
+            ("[1,2,3]", 3),
+            (r#"{"a": [[], {}], "b": null}"#, 6),
+            (r#"["[,{", "\",[", "\\", ","]"#, 4),
+            (r#"["no end,,,"#, 1),
+            (r#"["no end\"#, 1),
+        ] {
+            assert!(!has_more_values(text.as_bytes(), values), "{text}");
+            assert!(values == 0 || has_more_values(text.as_bytes(), values - 1), "{text}");
+        }
     }
 }
