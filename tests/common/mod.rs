@@ -15,7 +15,7 @@ use spatialscore::config::{Settings, Sources};
 use spatialscore::engine::{LoadError, Loaded, MakeScorer, ModelInfo};
 use spatialscore::model::checkpoint::{CheckpointFiles, Output, RewardConfig};
 use spatialscore::model::{ModelError, Sample, Score, Scorer};
-use spatialscore::processor::{Processor, ProcessorLimits};
+use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use spatialscore::server::{self, ServerError};
@@ -25,6 +25,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+/// A picture of this shade scores an infinity.
+pub const INFINITE: u8 = 247;
+/// A picture of this shade scores a number whose standard deviation is NaN.
+pub const NAN_STDDEV: u8 = 248;
+/// A picture of this shade scores a number whose standard deviation is an infinity.
+pub const INFINITE_STDDEV: u8 = 249;
 /// A picture of this shade makes the forward fail.
 pub const POISON: u8 = 250;
 /// A picture of this shade makes the forward panic.
@@ -38,7 +44,9 @@ pub const DEATH: u8 = 254;
 /// Stands in the text of every fault that a fake makes, and nowhere in the program.
 pub const FAULT: &str = "on purpose";
 /// Width and height of test pictures.
-const SIDE: u32 = 56;
+pub const SIDE: u32 = 56;
+/// The prompt of test pictures.
+pub const PROMPT: &str = "a cup to the left of a plate";
 
 /// A small checkpoint in the layout that the server reads.
 pub fn checkpoint() -> PathBuf {
@@ -50,9 +58,18 @@ pub static METRICS: LazyLock<PrometheusHandle> = LazyLock::new(|| telemetry::ini
 
 /// The value of a metric's line, such as `name{label="x"}`; 0 where there is none.
 pub fn metric(line: &str) -> f64 {
-    let page = METRICS.render();
+    read_metric(&METRICS.render(), line)
+}
+
+fn read_metric(page: &str, line: &str) -> f64 {
     let value = page.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// Tells how much a metric has grown since now.
+pub fn growth() -> impl Fn(&str) -> f64 {
+    let page = METRICS.render();
+    move |line| metric(line) - read_metric(&page, line)
 }
 
 /// What a future gives, if it does before a test must be called failed.
@@ -207,8 +224,15 @@ impl Scorer for FakeScorer {
 
     fn collect(&mut self, (done, shades): (Instant, Vec<u8>)) -> Result<Vec<Score>, ModelError> {
         std::thread::sleep(done.saturating_duration_since(Instant::now()));
-        let mean = |shade| if shade == NAN { f32::NAN } else { f32::from(shade) };
-        Ok(shades.iter().map(|&shade| Score { mean: mean(shade), stddev: Some(0.5) }).collect())
+        let score = |shade| match shade {
+            NAN => (f32::NAN, 0.5),
+            INFINITE => (f32::NEG_INFINITY, 0.5),
+            NAN_STDDEV => (1.0, f32::NAN),
+            INFINITE_STDDEV => (1.0, f32::INFINITY),
+            shade => (f32::from(shade), 0.5),
+        };
+        let scores = shades.into_iter().map(score);
+        Ok(scores.map(|(mean, stddev)| Score { mean, stddev: Some(stddev) }).collect())
     }
 
     fn is_lost(&mut self) -> bool {
@@ -349,11 +373,26 @@ fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded
     Loaded { info, processor, workers }
 }
 
+/// What an item costs in tokens: [`PROMPT`] with a picture of these sides.
+pub fn cost(width: u32, height: u32) -> usize {
+    let files = CheckpointFiles::open(checkpoint().to_str().unwrap(), None, None).unwrap();
+    let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
+    let settings = Settings::load(&Sources::default()).unwrap();
+    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits)).unwrap();
+    let rgb8 = vec![0; (width * height * 3) as usize].into();
+    processor.admit(PROMPT, Picture::Raw { width, height, rgb8 }).unwrap().tokens()
+}
+
 /// A picture of one shade of grey, as pixels. No two are the same: a number stands in its last corner.
 pub fn image(shade: u8) -> proto::Image {
-    let mut rgb8 = vec![shade; (SIDE * SIDE * 3) as usize];
+    image_of(SIDE, SIDE, shade)
+}
+
+/// The same with other sides.
+pub fn image_of(width: u32, height: u32, shade: u8) -> proto::Image {
+    let mut rgb8 = vec![shade; (width * height * 3) as usize];
     stamp(&mut rgb8);
-    let raw = proto::RawImage { width: SIDE, height: SIDE, rgb8: rgb8.into() };
+    let raw = proto::RawImage { width, height, rgb8: rgb8.into() };
     proto::Image { source: Some(proto::image::Source::Raw(raw)) }
 }
 
@@ -367,11 +406,16 @@ pub fn stamp(samples: &mut [u8]) {
 
 /// The same as a PNG file.
 pub fn png(shade: u8) -> Vec<u8> {
+    png_of(SIDE, shade)
+}
+
+/// The same with another side.
+pub fn png_of(side: u32, shade: u8) -> Vec<u8> {
     let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, SIDE, SIDE);
+    let mut encoder = png::Encoder::new(&mut file, side, side);
     encoder.set_color(png::ColorType::Grayscale);
     let mut writer = encoder.write_header().unwrap();
-    let mut samples = [shade; (SIDE * SIDE) as usize];
+    let mut samples = vec![shade; (side * side) as usize];
     stamp(&mut samples);
     writer.write_image_data(&samples).unwrap();
     writer.finish().unwrap();
@@ -387,14 +431,22 @@ pub fn item(image: proto::Image) -> proto::ScoreItem {
     proto::ScoreItem { prompt: None, image: Some(image) }
 }
 
+/// A request that keeps a thread busy for so many fractions of a second: one large picture, under as many prompts, of
+/// which none is known from another.
+pub fn slow_request(items: usize, shade: u8) -> proto::ScoreRequest {
+    let large = encoded(png_of(6900, shade));
+    let item = |n| proto::ScoreItem { prompt: Some(format!("{PROMPT} {n}")), image: Some(large.clone()) };
+    proto::ScoreRequest { items: (0..items).map(item).collect(), ..Default::default() }
+}
+
 /// A request for pictures of these shades.
 pub fn request(shades: impl IntoIterator<Item = u8>) -> proto::ScoreRequest {
     let items = shades.into_iter().map(|shade| item(image(shade))).collect();
-    proto::ScoreRequest { prompt: Some("a cup to the left of a plate".into()), items, ..Default::default() }
+    proto::ScoreRequest { prompt: Some(PROMPT.into()), items, ..Default::default() }
 }
 
 pub fn stream_item(id: &str, shade: u8) -> proto::ScoreStreamRequest {
-    let prompt = Some("a cup to the left of a plate".into());
+    let prompt = Some(PROMPT.into());
     let item = Some(proto::ScoreItem { prompt, image: Some(image(shade)) });
     proto::ScoreStreamRequest { id: id.into(), item, ..Default::default() }
 }
