@@ -91,9 +91,14 @@ async fn a_batch_that_does_not_fit_memory_is_halved() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_forward_fails_only_its_cause() {
     let server = TestServer::start(&[]).await;
-    for (guilty, text) in
-        [(POISON, "a failure on purpose"), (PANIC, "a panic on purpose"), (NAN, "not finite")]
-    {
+    for (guilty, text) in [
+        (POISON, "a failure on purpose"),
+        (PANIC, "a panic on purpose"),
+        (NAN, "not finite"),
+        (INFINITE, "not finite"),
+        (NAN_STDDEV, "not finite"),
+        (INFINITE_STDDEV, "not finite"),
+    ] {
         only_the_guilty_fails(&server, guilty, text).await;
     }
     assert_eq!(server.device.made(), 1, "the worker was lost over it");
