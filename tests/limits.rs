@@ -451,12 +451,7 @@ async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refuse
     let server = TestServer::start(&flags).await;
     let client = server.client().await;
     // 300 kB, of which a caller may hold 512; compressed, next to nothing.
-    let large = |shade| {
-        let mut rgb8 = vec![shade; 316 * 316 * 3];
-        stamp(&mut rgb8);
-        let raw = proto::RawImage { width: 316, height: 316, rgb8: rgb8.into() };
-        proto::Image { source: Some(Source::Raw(raw)) }
-    };
+    let large = |shade| image_of(316, 316, shade);
     let streamed = |shades: std::ops::Range<u8>| {
         let mut client = client.clone();
         let items = stream::iter(shades).map(move |shade| {

@@ -72,6 +72,20 @@ async fn a_greedy_caller_does_not_delay_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_greedy_caller_does_not_delay_the_decoding_of_others() {
+    const MANY: usize = 16;
+    let server = TestServer::start(&[("processor.threads", "1")]).await;
+    let greedy = call(&server.client_from("127.0.0.2").await, slow_request(MANY, 2));
+    let modest = server.client_from("127.0.0.3").await;
+    server.device.reached(2).await;
+    assert_eq!(means(call(&modest, request([3]))).await, [3.0]);
+    assert_eq!(means(greedy).await, [2.0; MANY]);
+    let seen = server.device.seen();
+    let before = seen.iter().take_while(|&&shade| shade != 3).filter(|&&shade| shade == 2).count();
+    assert!(before <= MANY / 2, "{before} of the greedy caller's {MANY} were decoded first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_caller_cannot_take_all_the_room() {
     let flags = [("queue.max_items", "64"), ("batch.max_items", "4"), ("limits.max_items_per_request", "64")];
     let server = TestServer::start(&flags).await;
@@ -93,6 +107,59 @@ async fn a_greedy_caller_cannot_take_all_the_room() {
     }
     assert!(refused >= 100 - 40, "it had more than half of the room: {refused} refused");
     assert_eq!(means(other).await, [3.0; 16]);
+    assert_eq!(means(first).await, [1.0]);
+}
+
+/// Pictures of two sizes, in turn. Three large ones are all that a forward holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forward_keeps_its_budget_in_tokens_and_has_samples_of_one_length() {
+    const LARGE: u32 = 2 * SIDE;
+    let side = |shade: u8| if shade.is_multiple_of(2) { SIDE } else { LARGE };
+    let most = 3 * cost(LARGE, LARGE);
+    let tokens = most.to_string();
+    let flags = [("batch.max_tokens", tokens.as_str()), ("batch.max_items", "4")];
+    let server = TestServer::start(&flags).await;
+    let first = occupy(&server).await;
+    let mut mixed = request([]);
+    let shades = 10..34;
+    mixed.items.extend(shades.clone().map(|shade| item(image_of(side(shade), side(shade), shade))));
+    let mixed = call(&server.client().await, mixed);
+    tokio::time::sleep(SETTLE).await;
+    server.device.release();
+    assert_eq!(means(mixed).await, shades.map(f32::from).collect::<Vec<_>>());
+    assert_eq!(means(first).await, [1.0]);
+    let forwards = server.device.forwards();
+    let of_both = |forward: &&Vec<u8>| forward.iter().any(|&shade| side(shade) != side(forward[0]));
+    for forward in &forwards[2..] {
+        let tokens: usize = forward.iter().map(|&shade| cost(side(shade), side(shade))).sum();
+        assert!(tokens <= most, "{tokens} tokens, and {most} are the most: {forwards:?}");
+    }
+    // What came too late for the others may be mixed.
+    let mixed = forwards[2..].iter().filter(of_both).count();
+    assert!(forwards.len() - 2 >= 7 && mixed <= 2, "{mixed} of {forwards:?} have samples of two lengths");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_full_when_its_tokens_are_though_it_has_few_items() {
+    let tokens = (8 * cost(SIDE, SIDE)).to_string();
+    let flags = ["queue.max_tokens", "batch.max_tokens", "limits.max_item_tokens"];
+    let server = TestServer::start(&flags.map(|flag| (flag, tokens.as_str()))).await;
+    let first = occupy(&server).await;
+    let from = async |address, shade| call(&server.client_from(address).await, request([shade; 5]));
+    let (mut a, mut b) = (from("127.0.0.2", 2).await, from("127.0.0.3", 3).await);
+    // One of them fills it, and stays.
+    let (taken, refused) = soon(async {
+        tokio::select! {
+            refused = &mut a => (b, refused),
+            refused = &mut b => (a, refused),
+        }
+    })
+    .await;
+    let refused = refused.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("queue is full"), "{refused}");
+    server.device.release();
+    assert_eq!(means(taken).await.len(), 5);
     assert_eq!(means(first).await, [1.0]);
 }
 
@@ -264,6 +331,17 @@ async fn errors_are_not_remembered_and_nothing_is_where_nothing_shall_be() {
         assert_eq!(means(call(&client, same.clone())).await, [6.0]);
     }
     assert_eq!(server.device.seen().iter().filter(|&&shade| shade == 6).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_scores_are_remembered_than_there_may_be() {
+    let server = TestServer::start(&[("cache.max_items", "1")]).await;
+    let (client, a, b) = (server.client().await, request([5]), request([6]));
+    for (request, mean) in [(&a, 5.0), (&a, 5.0), (&b, 6.0), (&a, 5.0)] {
+        assert_eq!(means(call(&client, request.clone())).await, [mean]);
+    }
+    // The last of them was forgotten over the one before it.
+    assert_eq!(server.device.seen()[1..], [5, 6, 5]);
 }
 
 /// Calls of one item at `every`, for `time`, as `make` makes them; each with how long it took.
