@@ -14,13 +14,15 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use common::process::{Server, get};
 use common::*;
-use futures::stream;
+use futures::{StreamExt, stream};
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http1;
 use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
@@ -29,7 +31,6 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tonic::Code;
 
-const PROMPT: &str = "a cup to the left of a plate";
 const SMALL_QUEUE: [(&str, &str); 3] =
     [("queue.max_items", "2"), ("batch.max_items", "2"), ("limits.max_items_per_request", "2")];
 
@@ -90,14 +91,18 @@ impl<T> Drop for AbortOnDrop<T> {
 
 fn post_request(
     path: &str,
-    body: &Value,
+    body: Bytes,
 ) -> Request<impl http_body::Body<Data = Bytes, Error = std::io::Error> + use<>> {
-    let body = Full::from(body.to_string()).map_err(|never| match never {});
+    let body = Full::new(body).map_err(|never| match never {});
     Request::builder().method(Method::POST).uri(path).header("host", "a").body(body).unwrap()
 }
 
+async fn post_bytes(address: SocketAddr, path: &str, body: impl Into<Bytes>) -> Answer {
+    soon(try_send(address, post_request(path, body.into()))).await.unwrap()
+}
+
 async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
-    soon(try_send(address, post_request(path, body))).await.unwrap()
+    post_bytes(address, path, body.to_string()).await
 }
 
 async fn look(address: SocketAddr, path: &str) -> Answer {
@@ -332,6 +337,100 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
     assert!(!server.device.seen().contains(&9));
 }
 
+/// A body that no well-made client would send, and whether it can only be refused.
+struct Bad {
+    what: String,
+    body: Vec<u8>,
+    hopeless: bool,
+}
+
+impl Bad {
+    fn new(what: impl Into<String>, body: impl Into<Vec<u8>>, hopeless: bool) -> Self {
+        Self { what: what.into(), body: body.into(), hopeless }
+    }
+
+    /// Refused, with a reason; or, where it may be in order after all, answered as any other.
+    fn check(&self, path: &str, answer: &Answer) {
+        let said = format!("{path}, {}: {answer:?}", self.what);
+        match answer.status {
+            // To Flow-Factory's client a refusal is a 200.
+            200 if path == "/compute" && answer.body["error"].is_string() => {}
+            200 => assert!(!self.hopeless, "{said}"),
+            400 => assert!(answer.body["detail"].is_string(), "{said}"),
+            _ => panic!("{said}"),
+        }
+    }
+}
+
+/// What can be done to a body in order.
+fn spoilt(sound: &Value, fields: &[&str], random: &mut StdRng) -> Vec<Bad> {
+    let text = sound.to_string().into_bytes();
+    let cuts = (0..text.len()).map(|at| Bad::new(format!("cut at {at}"), &text[..at], true));
+    let mut bad: Vec<_> = cuts.collect();
+    for _ in 0..200 {
+        let (mut turned, bit) = (text.clone(), random.random_range(0..text.len() * 8));
+        turned[bit / 8] ^= 1 << (bit % 8);
+        bad.push(Bad::new(format!("bit {bit} turned"), turned, false));
+    }
+    for bytes in [&b"\xff"[..], b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"\\ud800", b"\\x00"] {
+        let at = text.windows(PROMPT.len()).position(|window| window == PROMPT.as_bytes()).unwrap();
+        let body = [&text[..at], bytes, &text[at..]].concat();
+        bad.push(Bad::new(format!("{bytes:?} in a prompt"), body, true));
+    }
+    for open in ["[", "{\"requests\":", "{\"prompt\":[", "{\"x\":"] {
+        bad.push(Bad::new(format!("100000 times {open}"), open.repeat(100_000), true));
+    }
+    for &field in fields {
+        let is = std::mem::discriminant(sound.pointer(field).unwrap());
+        for value in [json!(null), json!(true), json!(-1), json!(u64::MAX), json!("?"), json!([]), json!({})]
+        {
+            let what = format!("{field} is {value}");
+            let hopeless = std::mem::discriminant(&value) != is;
+            let mut body = sound.clone();
+            *body.pointer_mut(field).unwrap() = value;
+            bad.push(Bad::new(what, body.to_string(), hopeless));
+        }
+        // Numbers that there are none of, and nests that nobody has the stack for.
+        let mut body = sound.clone();
+        *body.pointer_mut(field).unwrap() = json!("HERE");
+        for value in
+            ["1e999", "-1e999", &"9".repeat(100_000), &format!("1e{}", u64::MAX), &"[".repeat(100_000)]
+        {
+            let body = body.to_string().replace("\"HERE\"", value);
+            bad.push(Bad::new(format!("{field} is {:.10}", value), body, true));
+        }
+    }
+    bad
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rubbish_is_refused_and_good_neighbours_have_their_scores() {
+    let server = TestServer::start(&[("cache.max_items", "0")]).await;
+    let mut random = StdRng::seed_from_u64(20_261_124);
+    let (scored, computed) = (unirl(&pngs([7])), flow_factory(&pngs([7])));
+    let mut in_requests = ["/history", "/history/0", "/history/0/text", "/history/0/image_b64"].to_vec();
+    in_requests.extend(["", "/required_rewards", "/required_rewards/0"]);
+    let in_requests: Vec<String> = in_requests.iter().map(|field| format!("/requests/0{field}")).collect();
+    let mut fields = vec!["", "/requests"];
+    fields.extend(in_requests.iter().map(String::as_str));
+    let of_score = spoilt(&scored, &fields, &mut random);
+    let of_compute = spoilt(&computed, &["", "/prompt", "/prompt/0", "/image", "/image/0"], &mut random);
+    println!("{} and {} bad bodies", of_score.len(), of_compute.len());
+    let bad =
+        of_score.iter().map(|bad| ("/score", bad)).chain(of_compute.iter().map(|bad| ("/compute", bad)));
+    let calls = bad.enumerate().map(|(index, (path, bad))| {
+        let (address, scored, computed) = (server.http, &scored, &computed);
+        async move {
+            bad.check(path, &post_bytes(address, path, bad.body.clone()).await);
+            if index % 16 == 0 {
+                assert_eq!(post(address, "/score", scored).await.scores(), [Some(7.0)], "{}", bad.what);
+                assert_eq!(post(address, "/compute", computed).await.rewards(), [7.0], "{}", bad.what);
+            }
+        }
+    });
+    stream::iter(calls).buffer_unordered(16).collect::<Vec<()>>().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_there_is_health_and_nothing_else() {
     let (token, other) = ("trainer-0123456789abcdef", "evaluation-0123456789abcdef");
@@ -341,7 +440,7 @@ async fn without_a_token_there_is_health_and_nothing_else() {
     server.device.release();
     soon(async { while look(server.http, "/health").await.status != 200 {} }).await;
     let send = async |path: &str, authorization: Option<String>| {
-        let mut request = post_request(path, &unirl(&pngs([1])));
+        let mut request = post_request(path, unirl(&pngs([1])).to_string().into());
         if let Some(value) = authorization {
             request.headers_mut().insert("authorization", value.parse().unwrap());
         }
@@ -394,9 +493,7 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_there() {
     assert_eq!(soon(try_send(server.http, request)).await.unwrap().status, 413);
     let mut fits = unirl(&pngs([3])).to_string();
     fits += &" ".repeat(100_000 - fits.len());
-    let body = Full::from(fits).map_err(|never| match never {});
-    let request = Request::post("/score").header("host", "a").body(body).unwrap();
-    assert_eq!(soon(try_send(server.http, request)).await.unwrap().scores(), [Some(3.0)]);
+    assert_eq!(post_bytes(server.http, "/score", fits).await.scores(), [Some(3.0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
