@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use common::process::{Server, get};
+use common::process::{Server, get, say};
 use common::raw::{Raw, framed};
 use common::*;
 use futures::{StreamExt, stream};
@@ -25,7 +27,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use spatialscore::proto;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::sync::mpsc;
@@ -376,6 +378,7 @@ async fn what_callers_send_never_stands_in_the_log() {
     let tokens = folder.path().join("tokens");
     std::fs::write(&tokens, format!("trainer:{GOOD}\n")).unwrap();
     let flags = ["--tokens-file", tokens.to_str().unwrap(), "--set", "limits.message_timeout_seconds=1"];
+    let flags = [&flags[..], &["--http=127.0.0.1:0"]].concat();
     let small = ["queue.max_items=2", "batch.max_items=2", "limits.max_items_per_request=2"];
     let small = small.into_iter().flat_map(|setting| ["--set", setting]);
     let flags: Vec<&str> = flags.into_iter().chain(small).collect();
@@ -417,6 +420,35 @@ async fn what_callers_send_never_stands_in_the_log() {
     let spoilt = raw.pieces("Score", &headers, stream::iter([Bytes::from(spoilt)])).await.unwrap();
     assert_eq!(spoilt.status.code(), Code::InvalidArgument);
     assert!(!spoilt.status.message().contains("CANARY"), "{}", spoilt.status);
+    // The same over HTTP, and what JSON has room for beside it.
+    let http = server.http.as_ref().unwrap().strip_prefix("http://").unwrap().to_owned();
+    let basic = |token: &str| BASE64.encode(format!("trainer:{token}"));
+    let (known, unknown) = (basic(GOOD), basic("CANARY-token-bad-01234"));
+    let picture = BASE64.encode(png(7));
+    let body = |text: &str, picture: &str, reward: &str| {
+        let history = json!([{"text": text, "image_b64": picture}]);
+        let sample = json!({"history": history, "required_rewards": [reward], "CANARY field": "CANARY"});
+        json!({"requests": [sample], "CANARY field": ["CANARY"], "metadata": "CANARY"}).to_string()
+    };
+    let (prompt, reward) = ("CANARY prompt", "spatialscore");
+    for (path, basic, body, status) in [
+        ("/score", &known, body(prompt, &picture, reward), 200),
+        ("/score", &unknown, body(prompt, &picture, reward), 401),
+        ("/score", &known, body(prompt, &BASE64.encode("CANARY picture"), reward), 200),
+        ("/score", &known, body(prompt, "CANARY picture", reward), 400),
+        ("/score", &known, body(prompt, &picture, "CANARY reward"), 400),
+        ("/score", &known, body("CANARY ".repeat(2000).as_str(), &picture, reward), 200),
+        ("/score", &known, "CANARY body".into(), 400),
+        ("/score", &known, json!({"requests": "CANARY", "protocol_version": "CANARY"}).to_string(), 400),
+        ("/compute", &known, json!({"prompt": [prompt], "image": ["CANARY"]}).to_string(), 200),
+        ("/compute", &known, json!({"prompt": [prompt, prompt], "image": [picture]}).to_string(), 200),
+        ("/score?CANARY", &known, body(prompt, &picture, reward), 200),
+        ("/CANARY", &known, body(prompt, &picture, reward), 404),
+    ] {
+        let head = format!("POST {path} HTTP/1.1\r\nAuthorization: Basic {basic}");
+        let answer = tokio::task::block_in_place(|| say(&http, &head, body.as_bytes()));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {body}: {answer}");
+    }
     std::fs::write(&tokens, GOOD).unwrap();
     let kept = "a change cannot be used: what was read before stays in force";
     tokio::task::block_in_place(|| server.logged(kept, "what"));
@@ -428,5 +460,7 @@ async fn what_callers_send_never_stands_in_the_log() {
     for word in ["UNAUTHENTICATED", "DEADLINE_EXCEEDED", "trainer"] {
         assert!(log.contains(word), "{word} is not in {log}");
     }
-    assert!(!log.contains("CANARY"), "{log}");
+    for secret in ["CANARY", &known, &unknown] {
+        assert!(!log.contains(secret), "{secret} is in {log}");
+    }
 }

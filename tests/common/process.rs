@@ -131,8 +131,16 @@ impl Drop for Server {
 
 /// A plain HTTP GET; the answer with its head.
 pub fn get(address: &str, path: &str) -> String {
+    say(address, &format!("GET {path} HTTP/1.1"), b"")
+}
+
+/// A plain HTTP request of this head and body; the answer with its head.
+pub fn say(address: &str, head: &str, body: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let length = body.len();
+    write!(stream, "{head}\r\nHost: {address}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    stream.write_all(body).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
