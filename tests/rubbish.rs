@@ -31,6 +31,8 @@ const STALLED: usize = 64;
 const CALLS: usize = 16;
 /// What two more passes over the same inputs may add to the memory: the allocator's.
 const FLAT: u64 = 4 << 20;
+/// The metrics' line while there is nobody but the one good client.
+const ONE_CONNECTION: &str = "spatialscore_connections 1";
 
 /// What may become of a bad item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -441,8 +443,10 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
             "cache.max_items=0",
         ])
     });
+    let page = || tokio::task::block_in_place(|| get(server.metrics_address(), "/metrics"));
     let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
     let known = known(&mut client).await;
+    assert!(page().lines().any(|line| line == ONE_CONNECTION), "{}", page());
     let start = Instant::now();
     items(&client, &bad, known).await;
     bodies(&server, &broken, known).await;
@@ -459,9 +463,12 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
     assert!(memory[5] < memory[3] + FLAT, "{memory:?}");
 
     assert!(same(self::known(&mut client).await, known));
-    let page = tokio::task::block_in_place(|| get(server.metrics_address(), "/metrics"));
+    // What is left of the others may take a moment to go.
+    until(|| page().lines().any(|line| line == ONE_CONNECTION)).await;
+    let page = page();
     assert!(!page.contains("\"INTERNAL\"") && !page.contains("\"UNKNOWN\""), "{page}");
     for line in [
+        "spatialscore_messages_in_flight_bytes 0",
         "spatialscore_queue_items{priority=\"training\"} 0",
         "spatialscore_queue_tokens{priority=\"training\"} 0",
     ] {
