@@ -2,8 +2,9 @@
 
     run.py [--only forward,processor,socket,overload,soak] [--threads N] [--overload-seconds 60] [--soak-minutes 1]
 
-Each prints its own table as it ends; target/bench/table.md and table.json hold them all. Nothing is asserted about a
-time: a figure is reported beside its goal, and whether it is met.
+First of all comes what `make bench-device` measures on a GPU, on the CPU and in small, to see that it works. Each
+prints its own table as it ends; target/bench/table.md and table.json hold them all but that first one. Nothing is
+asserted about a time: a figure is reported beside its goal, and whether it is met.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 from common import OUT, machine
 
 HERE = Path(__file__).resolve().parent
+SMALL = "--shape tiny --device cpu --dtype float32 --side 112 --batch 1,3 --seconds 0.2".split()
+"""What transformers_gpu.py does in some seconds on any machine."""
 
 
 def rows_of(name):
@@ -110,6 +113,8 @@ def main():
     about = machine()
     # Both sides alike: threads of OpenMP that spin long for work would burden whichever side has its turn next.
     environment = os.environ | {"GOMP_SPINCOUNT": "10000"}
+    device = [sys.executable, HERE / "transformers_gpu.py", *SMALL, *threads]
+    subprocess.run(device, env=environment, check=True)
     chosen = arguments.only.split(",")
     for name in chosen:
         subprocess.run([sys.executable, HERE / scripts[name][0], *scripts[name][1:]], env=environment, check=True)
