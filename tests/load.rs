@@ -73,7 +73,7 @@ async fn a_greedy_caller_does_not_delay_the_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_caller_does_not_delay_the_decoding_of_others() {
-    const MANY: usize = 16;
+    const MANY: usize = 8;
     let server = TestServer::start(&[("processor.threads", "1")]).await;
     let greedy = call(&server.client_from("127.0.0.2").await, slow_request(MANY, 2));
     let modest = server.client_from("127.0.0.3").await;
