@@ -113,6 +113,9 @@ fn from_file_and_prompt_to_score_as_the_reference() {
     let (mut worst, mut compared) = (0.0_f32, 0);
     for case in Case::all() {
         let (processor, mut model) = load(&case, Kind::Float);
+        // How large the case's scores are: one of many may be near zero, and then all of it is rounding.
+        let scores: Vec<f32> = (0..case.items.len()).filter_map(|item| case.score(item, "mean")).collect();
+        let scale = (scores.iter().map(|score| score * score).sum::<f32>() / scores.len() as f32).sqrt();
         for item in 0..case.items.len() {
             // JPEG and lossy WebP have decoders of their own; the pixels of PNG are the reference's.
             if case.items[item].image.extension().is_none_or(|e| e != "png") {
@@ -120,13 +123,13 @@ fn from_file_and_prompt_to_score_as_the_reference() {
             }
             let score = model.score(&[&prepare(&case, &processor, item)]).unwrap()[0];
             for (ours, stage) in [(Some(score.mean), "mean"), (score.stddev, "stddev")] {
-                let theirs = case.golden(item, stage).map(|t| f32::try_from(t).unwrap());
-                if stage == "stddev" && case.golden(item, "mean").is_some() && case.sample(item).is_none() {
+                let theirs = case.score(item, stage);
+                if stage == "stddev" && case.score(item, "mean").is_some() && case.sample(item).is_none() {
                     continue; // This case keeps means only.
                 }
                 assert_eq!(ours.is_some(), theirs.is_some(), "{} item {item} {stage}", case.name);
                 let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
-                let difference = (ours - theirs).abs() / theirs.abs();
+                let difference = (ours - theirs).abs() / (theirs.abs() + 0.1 * scale);
                 assert!(difference <= 1e-4, "{} item {item}: {stage} {ours}, reference {theirs}", case.name);
                 worst = worst.max(difference);
                 compared += 1;

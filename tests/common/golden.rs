@@ -55,6 +55,11 @@ impl Case {
         self.directory.join("checkpoint").to_str().unwrap().to_owned()
     }
 
+    /// A golden number, such as an item's `mean`.
+    pub fn score(&self, item: usize, stage: &str) -> Option<f32> {
+        self.golden(item, stage).map(|number| f32::try_from(number).unwrap())
+    }
+
     /// A golden tensor, `{item}/{stage}`.
     pub fn golden(&self, item: usize, stage: &str) -> Option<Tensor> {
         let file = SafeTensors::deserialize(&self.golden).unwrap();
