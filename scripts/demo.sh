@@ -10,6 +10,6 @@ cat <<END
 Scored through a socket, by a server on $SPATIALSCORE_ADDRESS with its metrics on $SPATIALSCORE_METRICS.
 To go on:
   make serve           keeps a server on 127.0.0.1:50051, its metrics on http://127.0.0.1:9464/metrics
-  $1 score --prompt "a cup to the left of a book" picture.png
+  $1 score --prompt "a banana is above a tree" samples/banana.*.png
   grpcurl -plaintext 127.0.0.1:50051 spatialscore.v1.SpatialScoreService/GetModel
 END

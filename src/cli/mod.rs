@@ -23,8 +23,11 @@ pub const USAGE: u8 = 64;
     max_term_width = 100,
     after_long_help = "\
 A first try, with the checkpoint that the program carries:
-  spatialscore serve                                  # in one shell
-  spatialscore score --prompt \"a cup left of a plate\" cup.png    # in another
+  spatialscore serve       # in one shell; in another:
+  spatialscore score --prompt \"a panda is partly hidden by an umbrella\" samples/panda.*.png
+
+That checkpoint knows drawings of 64 kinds of things and plain sentences about their places, and nothing of
+photographs, adjectives or negation.
 
 `spatialscore COMMAND --help` is a page on each command."
 )]
