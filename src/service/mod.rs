@@ -8,6 +8,8 @@ mod calls;
 mod convert;
 mod framing;
 mod gate;
+mod grpc_only;
+mod health;
 mod in_flight;
 mod punctual;
 mod status;
@@ -32,6 +34,8 @@ use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
+pub use grpc_only::grpc_only;
+pub use health::Health;
 pub use status::{label as code_name, of_call, of_sender, status};
 
 /// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.
