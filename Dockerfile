@@ -17,7 +17,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
 COPY --from=build /src/.libtorch/site/torch/lib /opt/libtorch/torch/lib
 COPY --from=build /src/.libtorch/site/nvidia /opt/libtorch/nvidia
 COPY --from=build /src/target/release/spatialscore /usr/local/bin/spatialscore
+# With GOMP_SPINCOUNT set, the server does not start itself anew to set it.
 ENV LD_LIBRARY_PATH=/opt/libtorch/torch/lib \
+    GOMP_SPINCOUNT=10000 \
     HF_HOME=/var/cache/huggingface \
     SPATIALSCORE__SERVER__LISTEN=0.0.0.0:50051 \
     SPATIALSCORE__METRICS__LISTEN=0.0.0.0:9464

@@ -14,6 +14,7 @@ use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
 use crate::auth::{self, Tokens};
 use crate::device::{Devices, Dtype};
+use crate::files;
 
 /// The example file, which holds the default of every setting.
 pub const EXAMPLE: &str = include_str!("../spatialscore.example.toml");
@@ -25,6 +26,8 @@ const ENVIRONMENT: &str = "the environment";
 const FLAG: &str = "a flag";
 /// How an address is written.
 const ADDRESS: &str = "an address and a port, as in 127.0.0.1:";
+/// The name of this machine's own address, which needs nobody to look it up.
+const LOCALHOST: &str = "localhost:";
 
 /// The settings of a server, checked. Each is described in `spatialscore.example.toml`.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +138,8 @@ pub struct Limits {
     pub max_bytes_in_flight: usize,
     /// Bytes of a prompt.
     pub max_prompt_bytes: usize,
+    /// Bytes that pictures may take while they are decoded and resized.
+    pub max_decode_bytes: usize,
     /// Pixels of a picture before it is resized.
     pub max_image_pixels: u64,
     /// Tokens of one item.
@@ -269,6 +274,7 @@ impl Settings {
                 max_stream_items: r.number("limits.max_stream_items", 1..=1 << 16),
                 max_message_bytes: r.number("limits.max_message_bytes", 1024..=1 << 30),
                 max_bytes_in_flight: r.number("limits.max_bytes_in_flight", 1024..=1 << 40),
+                max_decode_bytes: r.number("limits.max_decode_bytes", 1024..=1 << 40),
                 max_prompt_bytes: r.number("limits.max_prompt_bytes", 1..=1 << 20),
                 max_image_pixels: r.number("limits.max_image_pixels", 1..=1 << 32),
                 max_item_tokens: r.number("limits.max_item_tokens", 1..=MOST_TOKENS),
@@ -326,8 +332,11 @@ impl Settings {
         self.check_files(r);
     }
 
-    /// Reads the files that say who may call: what is wrong with them is told with the rest.
+    /// Reads the files that are named: what is wrong with them is told with the rest.
     fn check_files(&self, r: &mut Reader) {
+        if let Some(Err(error)) = self.model.reward_config.as_deref().map(files::read) {
+            r.fault("model.reward_config", format!("the file {error}"));
+        }
         if let Some(path) = &self.tokens_file {
             let tokens =
                 auth::read(std::slice::from_ref(path)).and_then(|read| Tokens::parse(path, &read[0]));
@@ -361,6 +370,26 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Where a socket listens, as a setting has it: numbers, or `localhost`.
+struct Address(SocketAddr);
+
+impl Address {
+    fn local(port: u16) -> Self {
+        Self((Ipv4Addr::LOCALHOST, port).into())
+    }
+}
+
+impl FromStr for Address {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.strip_prefix(LOCALHOST) {
+            Some(port) => port.parse().map(Self::local).map_err(drop),
+            None => text.parse().map(Self).map_err(drop),
+        }
+    }
+}
+
 /// Reads settings by name and notes what is wrong with them.
 ///
 /// A faulty setting reads as some value of its type; no one sees it, since one fault refuses the settings whole.
@@ -381,9 +410,10 @@ impl Reader {
         if let Some(path) = &sources.file {
             let file = File::from(path.as_path()).format(FileFormat::Toml);
             self.file = path.display().to_string();
-            match file.collect() {
+            let read = files::read(path).map_err(|error| error.to_string());
+            match read.and_then(|_| file.collect().map_err(|error| error.to_string())) {
                 Ok(_) => builder = builder.add_source(file),
-                Err(error) => self.source_fault(self.file.clone(), error.to_string()),
+                Err(error) => self.source_fault(self.file.clone(), error),
             }
         }
         builder = builder.add_source(
@@ -470,7 +500,7 @@ impl Reader {
     }
 
     fn address(&mut self, name: &'static str, port: u16) -> SocketAddr {
-        self.parse(name, &format!("{ADDRESS}{port}"), (Ipv4Addr::LOCALHOST, port).into())
+        self.parse(name, &format!("{ADDRESS}{port}"), Address::local(port)).0
     }
 
     fn optional_address(&mut self, name: &'static str, port: u16) -> Option<SocketAddr> {
@@ -479,7 +509,7 @@ impl Reader {
             self.text(name);
             return None;
         }
-        Some(self.parse(name, &format!("{ADDRESS}{port}; empty for off"), (Ipv4Addr::LOCALHOST, port).into()))
+        Some(self.parse(name, &format!("{ADDRESS}{port}; empty for off"), Address::local(port)).0)
     }
 
     /// A number of seconds, of which 0 stands for never.
@@ -607,7 +637,8 @@ mod tests {
             let comment = comment_of(name);
             assert!(!comment.is_empty(), "{name} has no comment");
             // A file that is not there has no range.
-            let files = ["auth.tokens_file", "tls.certificate", "tls.key", "tls.client_ca"];
+            let files =
+                ["auth.tokens_file", "tls.certificate", "tls.key", "tls.client_ca", "model.reward_config"];
             if let Some(InvalidSettings(faults)) =
                 load(&[(name, "?")]).err().filter(|_| !files.contains(&name))
             {
@@ -718,6 +749,12 @@ mod tests {
             faults[0].to_string().starts_with("http.listen = \"0.0.0.0:8080\" (from a flag): other machines")
         );
         assert!(load(&[("http.listen", "127.0.0.1:8080")]).unwrap().http_listen.is_some());
+        let local = load(&[("server.listen", "localhost:7"), ("http.listen", "localhost:0")]).unwrap();
+        assert_eq!(local.server.listen, "127.0.0.1:7".parse().unwrap());
+        assert_eq!(local.http_listen, Some("127.0.0.1:0".parse().unwrap()));
+        for wrong in ["localhost", "localhost:", "localhost:65536", "localhost:-1", "example.org:80"] {
+            assert!(load(&[("metrics.listen", wrong)]).is_err(), "{wrong}");
+        }
         assert!(load(&[("http.listen", "0.0.0.0:8080"), ("server.allow_anonymous", "true")]).is_ok());
     }
 

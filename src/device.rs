@@ -1,8 +1,10 @@
 //! The devices that a model can run on, and how CUDA comes into a binary that was not linked with it.
 
+use std::env;
 use std::error::Error;
 use std::fmt::{self, Display};
 use std::str::FromStr;
+use std::thread::available_parallelism;
 
 use tch::{Cuda, Device, Kind};
 
@@ -154,6 +156,17 @@ impl Display for Devices {
             }
         }
     }
+}
+
+/// The cores that a forward may keep busy: those that the process may run on, and no more than its control group has
+/// time for, a fraction rounded down but to one at least. OpenMP knows nothing of groups, and what it does beyond its
+/// share is halted in the middle of an operation. `None` where its user has told it how many threads to take.
+pub fn cores() -> Option<usize> {
+    if env::var_os("OMP_NUM_THREADS").is_some() {
+        return None;
+    }
+    let own = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    available_parallelism().ok().map(|cores| own.min(cores.get()))
 }
 
 /// Adds the CUDA backend to libtorch and says how many devices it finds: at least one, or why there is none.

@@ -1,6 +1,14 @@
 //! Why an item or a call got no score: one list for the whole path of a request.
 
+use std::fmt::{self, Display, Write};
 use std::time::Duration;
+
+/// The most bytes of a text that goes out. What callers sent may stand in it, and is as long as they like.
+pub const MOST_TEXT: usize = 512;
+/// Stands where a text was cut.
+const ELLIPSIS: char = '…';
+/// The most bytes of what a caller sent that a text quotes.
+const MOST_QUOTED: usize = 100;
 
 /// Why an item or a call got no score.
 ///
@@ -69,7 +77,86 @@ pub enum ScoreError {
 
 impl ScoreError {
     /// An [`ScoreError::Invalid`] of this field.
-    pub fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid { field, reason: reason.into() }
+    pub fn invalid(field: &'static str, reason: impl Display) -> Self {
+        Self::Invalid { field, reason: brief(reason) }
+    }
+}
+
+/// A text as it goes out: of more than [`MOST_TEXT`] bytes the beginning. The rest is never written anywhere.
+pub fn brief(text: impl Display) -> String {
+    cut(text, MOST_TEXT)
+}
+
+/// What a caller sent, as a text quotes it: its beginning, in quotation marks.
+pub fn quoted(text: &str) -> String {
+    let mut quotation = cut(format_args!("{text:?}"), MOST_QUOTED);
+    if quotation.ends_with(ELLIPSIS) {
+        quotation.push('"');
+    }
+    quotation
+}
+
+/// The beginning of a text, in at most so many bytes. Where it ends early, an ellipsis says so.
+pub fn cut(text: impl Display, most: usize) -> String {
+    let mut beginning = Beginning { text: String::new(), most };
+    // An error is how it says that it is full.
+    let _ = write!(beginning, "{text}");
+    beginning.text
+}
+
+struct Beginning {
+    text: String,
+    most: usize,
+}
+
+impl Write for Beginning {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        if self.text.len() + more.len() <= self.most {
+            self.text.push_str(more);
+            return Ok(());
+        }
+        let fits =
+            |text: &str, most: usize| (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+        let most = self.most.saturating_sub(ELLIPSIS.len_utf8());
+        let room = most.saturating_sub(self.text.len());
+        self.text.push_str(&more[..fits(more, room).unwrap_or_default()]);
+        self.text.truncate(fits(&self.text, most).unwrap_or_default());
+        self.text.push(ELLIPSIS);
+        Err(fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_ends_there() {
+        assert_eq!(cut("", 8), "");
+        assert_eq!(cut("12345678", 8), "12345678");
+        assert_eq!(cut("123456789", 8), "12345…");
+        assert_eq!(cut(format_args!("{}{}", "1234567", "89"), 8), "12345…");
+        assert_eq!(cut("1234äöü", 8), "1234…");
+        assert_eq!(cut("🦀🦀🦀", 8), "🦀…");
+        assert_eq!(quoted("a\n\"b\""), r#""a\n\"b\"""#);
+        let long = quoted(&"\x7f".repeat(1 << 20));
+        assert!(
+            long.starts_with("\"\\u{7f}") && long.ends_with("…\"") && long.len() <= MOST_QUOTED + 1,
+            "{long}"
+        );
+    }
+
+    /// Fails where it is asked for more than a text's beginning.
+    #[test]
+    fn what_is_cut_off_is_never_written() {
+        struct Endless;
+        impl Display for Endless {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                (0..).try_for_each(|_| f.write_str("text "))
+            }
+        }
+        assert!(brief(Endless).len() <= MOST_TEXT);
+        let ScoreError::Invalid { reason, .. } = ScoreError::invalid("prompt", Endless) else { panic!() };
+        assert!(reason.len() <= MOST_TEXT && reason.ends_with('…'));
     }
 }

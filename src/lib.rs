@@ -15,8 +15,8 @@
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
 //! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what
-//! the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
+//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`files`], [`telemetry`] and [`trace`] may be used by all;
+//! [`cli`] is what the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -28,6 +28,7 @@ pub mod config;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod http;
 pub mod model;
 pub mod processor;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, health_reporter};
 use tower::ServiceBuilder;
 
 use crate::auth::{self, FileFault, Followed, Tokens};
@@ -28,8 +27,9 @@ use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
 use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
 use crate::model::{Normalisation, RewardModel, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
-use crate::proto::spatial_score_service_server::{SERVICE_NAME, SpatialScoreServiceServer};
-use crate::service::{CallLayer, Gate, Handlers, Stage};
+use crate::proto::health::health_server::HealthServer;
+use crate::proto::spatial_score_service_server::SpatialScoreServiceServer;
+use crate::service::{CallLayer, Gate, Handlers, Health, Stage, grpc_only};
 use crate::transport::{self, Protocol, Wire};
 use crate::{http, proto, telemetry};
 
@@ -67,6 +67,9 @@ pub enum ServerError {
     /// A file of tokens or certificates cannot be used.
     #[error(transparent)]
     Auth(#[from] FileFault),
+    /// It was told to stop at once. What was not answered was refused.
+    #[error("told to stop at once")]
+    AtOnce,
     /// The reflection service cannot be made.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -95,15 +98,16 @@ impl Listeners {
     }
 }
 
-/// Serves the checkpoint of the settings until `shutdown`, then answers what was accepted.
+/// Serves the checkpoint of the settings until `shutdown`, then answers what was accepted. What `shutdown` gives ends
+/// where that is to be given up.
 ///
 /// # Errors
-/// The checkpoint cannot be served, or the socket failed.
+/// The checkpoint cannot be served, the socket failed, or what was accepted was given up.
 pub async fn run(
     settings: Settings,
     listeners: Listeners,
     metrics: Option<PrometheusHandle>,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
     let scrapes = async {
         match (listeners.metrics, metrics) {
@@ -126,18 +130,18 @@ pub async fn serve<S: Scorer + 'static>(
     grpc: TcpListener,
     http: Option<TcpListener>,
     load: impl FnOnce(&Settings) -> Result<Loaded<S>, LoadError> + Send + 'static,
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
     let (stage, watched) = watch::channel(Stage::Loading);
-    let (health, transport) = open(&settings, grpc, http, Handlers::new(watched)).await?;
-    let mut shutdown = std::pin::pin!(shutdown);
+    let (serving, transport) = open(&settings, grpc, http, Handlers::new(watched))?;
+    let mut shutdown = pin!(shutdown);
 
     let server = settings.server.clone();
     let loading =
         on_thread("loader", move || load(&settings).and_then(|loaded| Engine::start(&settings, loaded)))?;
-    let (engine, lifeline) = tokio::select! {
+    let (engine, mut lifeline) = tokio::select! {
         started = loading => started.unwrap_or_else(|_| Err(LoadError::Probe("the loader panicked".into())))?,
-        () = &mut shutdown => {
+        _ = &mut shutdown => {
             tracing::info!("told to stop while the model was loading");
             return Ok(());
         }
@@ -147,29 +151,57 @@ pub async fn serve<S: Scorer + 'static>(
     publish(&info);
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
-    let lost = tokio::select! {
-        lost = follow_workers(up, &health, &info, server.recovery_timeout) => Some(lost),
-        () = &mut shutdown => None,
+    let stop = tokio::select! {
+        lost = follow_workers(up, &serving, &info, server.recovery_timeout) => Err(lost),
+        at_once = &mut shutdown => Ok(at_once),
     };
 
-    health.announce(ServingStatus::NotServing).await;
-    if let Some(lost) = lost {
-        stage.send_replace(Stage::Draining);
-        lifeline.abandon();
-        transport.close().await?;
-        return Err(lost.into());
-    }
+    serving.announce(false);
+    let at_once = match stop {
+        Ok(at_once) => {
+            async {
+                at_once.await;
+                tracing::warn!("a second signal: ending at once");
+            }
+        }
+        Err(lost) => {
+            stage.send_replace(Stage::Draining);
+            lifeline.abandon();
+            transport.close().await;
+            return Err(lost.into());
+        }
+    };
     tracing::info!(grace = ?server.drain_grace, "told to stop");
-    tokio::time::sleep(server.drain_grace).await;
-    stage.send_replace(Stage::Draining);
-    drain(lifeline, server.drain_timeout).await;
-    transport.close().await
+    let mut at_once = pin!(at_once);
+    let in_order = async {
+        tokio::time::sleep(server.drain_grace).await;
+        stage.send_replace(Stage::Draining);
+        drain(&mut lifeline, server.drain_timeout).await;
+    };
+    let in_order = tokio::select! {
+        () = in_order => true,
+        () = &mut at_once => false,
+    };
+    let in_order = if in_order {
+        // A forward that runs now ends first. A device that hangs for good takes a second signal.
+        let join = tokio::task::spawn_blocking(|| lifeline.join());
+        tokio::select! {
+            _ = join => true,
+            () = &mut at_once => false,
+        }
+    } else {
+        stage.send_replace(Stage::Draining);
+        give_up(&mut lifeline).await;
+        false
+    };
+    transport.close().await;
+    if in_order { Ok(()) } else { Err(ServerError::AtOnce) }
 }
 
 /// Keeps health true while the workers come and go. Ends where there has been none for `limit`.
 async fn follow_workers(
     mut up: watch::Receiver<usize>,
-    health: &Health,
+    serving: &Serving,
     info: &ModelInfo,
     limit: Duration,
 ) -> LoadError {
@@ -177,8 +209,7 @@ async fn follow_workers(
     loop {
         let count = *up.borrow_and_update();
         gauge!(telemetry::WORKERS).set(count as f64);
-        let status = if count > 0 { ServingStatus::Serving } else { ServingStatus::NotServing };
-        health.announce(status).await;
+        serving.announce(count > 0);
         if count > 0 && !std::mem::replace(&mut served, true) {
             // Last, since whoever waits for this line calls at once.
             tracing::info!(model = ?info, "serving");
@@ -191,18 +222,20 @@ async fn follow_workers(
     }
 }
 
-/// Answers everything that was accepted, or says that it will not be, and ends the workers.
-async fn drain(mut lifeline: Lifeline, limit: Duration) {
+/// Answers everything that was accepted, or says that it will not be.
+async fn drain(lifeline: &mut Lifeline, limit: Duration) {
     tracing::info!(?limit, "draining");
     if timeout(limit, lifeline.released()).await.is_err() {
         tracing::warn!("the time for draining is over; what is left is answered with UNAVAILABLE");
-        lifeline.abandon();
-        // Callers that do not read their answers may hold on; their connections are closed next.
-        let _ = timeout(CLOSE_TIMEOUT, lifeline.released()).await;
+        give_up(lifeline).await;
     }
-    // A forward that runs now ends first: libtorch must not be taken down under it. A device that hangs for good
-    // takes a second signal.
-    let _ = tokio::task::spawn_blocking(|| lifeline.join()).await;
+}
+
+/// Answers what is left with UNAVAILABLE.
+async fn give_up(lifeline: &mut Lifeline) {
+    lifeline.abandon();
+    // Callers that do not read their answers may hold on; their connections are closed next.
+    let _ = timeout(CLOSE_TIMEOUT, lifeline.released()).await;
 }
 
 /// Ports that are served.
@@ -213,25 +246,22 @@ struct Transport {
 
 impl Transport {
     /// Lets the connections end, and ends them where they do not.
-    async fn close(mut self) -> Result<(), ServerError> {
+    async fn close(mut self) {
         self.close.send_replace(true);
         // A panic, if any, has been logged, and every call was answered before. What is left goes with the set.
         let _ = timeout(CLOSE_TIMEOUT, async { while self.ports.join_next().await.is_some() {} }).await;
-        Ok(())
     }
 }
 
 /// Starts to listen, with every service, and with a health that says `NOT_SERVING`.
-async fn open(
+fn open(
     settings: &Settings,
     grpc: TcpListener,
     http: Option<TcpListener>,
     handlers: Handlers,
-) -> Result<(Health, Transport), ServerError> {
-    let (reporter, health_service) = health_reporter();
+) -> Result<(Serving, Transport), ServerError> {
     let (serving, is_serving) = watch::channel(false);
-    let health = Health { reporter, serving };
-    health.announce(ServingStatus::NotServing).await;
+    let health = Health::new(is_serving.clone());
     let limits = &settings.limits;
     let gate = Gate::new(tokens(settings)?, limits);
     let calls = ServiceBuilder::new().layer(CallLayer).layer(gate);
@@ -243,10 +273,11 @@ async fn open(
         let service = http::translate(calls.clone().service(routes), handlers.clone());
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
     }
-    let health_service = health_service.max_decoding_message_size(MOST_OF_A_NAME);
-    let routes = grpc_routes(Routes::new(health_service), handlers, limits.max_message_bytes)?;
-    ports.spawn(transport::serve(wire, Protocol::Http2, grpc, calls.service(routes), closed));
-    Ok((health, Transport { close, ports }))
+    let health = HealthServer::new(health).max_decoding_message_size(MOST_OF_A_NAME);
+    let routes = grpc_routes(Routes::new(health), handlers, limits.max_message_bytes)?;
+    let service = grpc_only(calls.service(routes));
+    ports.spawn(transport::serve(wire, Protocol::Http2, grpc, service, closed));
+    Ok((Serving(serving), Transport { close, ports }))
 }
 
 /// The services of the gRPC port beside those in `routes`, with messages of at most `most` bytes.
@@ -256,7 +287,6 @@ fn grpc_routes(routes: Routes, handlers: Handlers, most: usize) -> Result<Routes
         tonic_reflection::server::Builder::configure()
             .include_reflection_service(false)
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
@@ -308,20 +338,13 @@ fn publish(info: &ModelInfo) {
     .set(1.0);
 }
 
-/// What health checkers are told.
-struct Health {
-    reporter: HealthReporter,
-    /// The same for those that ask over HTTP.
-    serving: watch::Sender<bool>,
-}
+/// What health checkers are told, over gRPC and over HTTP.
+struct Serving(watch::Sender<bool>);
 
-impl Health {
-    /// Tells them, of the server as a whole and of the service alike, and the metrics.
-    async fn announce(&self, status: ServingStatus) {
-        self.reporter.set_service_status("", status).await;
-        self.reporter.set_service_status(SERVICE_NAME, status).await;
-        let serving = status == ServingStatus::Serving;
-        self.serving.send_replace(serving);
+impl Serving {
+    /// Tells them, and the metrics.
+    fn announce(&self, serving: bool) {
+        self.0.send_if_modified(|now| std::mem::replace(now, serving) != serving);
         gauge!(telemetry::SERVING).set(if serving { 1.0 } else { 0.0 });
     }
 }
@@ -383,7 +406,8 @@ fn make_model(
     threads: Option<usize>,
 ) -> MakeScorer<RewardModel> {
     Box::new(move || {
-        if let Some(threads) = threads.and_then(|threads| i32::try_from(threads).ok()) {
+        if let Some(threads) = threads.or_else(device::cores).and_then(|threads| i32::try_from(threads).ok())
+        {
             // OpenMP keeps the number per thread, so it is set on the thread that will compute.
             tch::set_num_threads(threads);
         }

@@ -1,6 +1,7 @@
 //! Logs and metrics: the names of all metrics, in one place, and how both are set up.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
@@ -8,7 +9,7 @@ use std::{fs, io};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -78,7 +79,7 @@ pub const MESSAGE_BYTES: &str = "spatialscore_messages_in_flight_bytes";
 pub const CALLS_REFUSED: &str = "spatialscore_calls_refused_total";
 /// Changes of files that could not be used, by `what`: `tokens` or `certificates`.
 pub const RELOAD_FAILURES: &str = "spatialscore_reload_failures_total";
-/// Lines that the log had no room for, since whoever reads it was too slow.
+/// Lines that the log had no room for, since whoever reads it was too slow, or the disk was full.
 pub const LOG_LINES_DROPPED: &str = "spatialscore_log_lines_dropped_total";
 /// Resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
@@ -99,6 +100,26 @@ const LOG_LINES: usize = 1 << 14;
 
 /// The log's own thread, which alone waits for the reader, and the count of the lines that found no room.
 static LOG: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
+
+/// Lines that could not be written: the disk was full, or the file as large as it may be.
+static UNWRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// What the log is written to. The thread that writes says nothing of its failures: they are counted here.
+struct Lines(io::Stderr);
+
+impl Write for Lines {
+    /// Takes a line, whether it can be written or not.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.write_all(line).is_err() {
+            UNWRITTEN.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
 
 /// How often histograms give up the samples they keep between two scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -121,7 +142,8 @@ pub fn init_log(
     };
     // A panic that is caught fails one item. It is a line like any other: whoever panics never waits for who reads it.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a panic")));
-    let (writer, thread) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(io::stderr());
+    let (writer, thread) =
+        NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(Lines(io::stderr()));
     *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some((thread, writer.error_counter()));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     let lines = match settings.format {
@@ -215,7 +237,10 @@ fn describe() {
         "Calls refused for want of room, by reason: queue, deadline (it would be over by then), bytes or calls."
     );
     describe_counter!(RELOAD_FAILURES, "Changes of token or certificate files that could not be used.");
-    describe_counter!(LOG_LINES_DROPPED, "Lines the log had no room for: whoever reads it is too slow.");
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Lines the log had no room for: whoever reads it is too slow, or the disk is full."
+    );
     describe_gauge!(PROCESS_MEMORY, Unit::Bytes, "Resident memory of the process.");
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
 }
@@ -258,11 +283,18 @@ fn metrics_page<B>(request: &Request<B>, handle: &PrometheusHandle) -> Response<
         *response.status_mut() = StatusCode::NOT_FOUND;
         return response;
     }
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        let mut response = Response::new(Full::from("the metrics are read with GET\n"));
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
     if let Some(bytes) = resident_memory() {
         gauge!(PROCESS_MEMORY).set(bytes);
     }
     if let Some((_, dropped)) = &*LOG.lock().unwrap_or_else(PoisonError::into_inner) {
-        counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64);
+        let unwritten = UNWRITTEN.load(Ordering::Relaxed);
+        counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64 + unwritten);
     }
     let mut response = Response::new(Full::from(handle.render()));
     let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

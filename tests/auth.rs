@@ -329,6 +329,15 @@ fn a_file_that_cannot_be_used_is_named_with_its_fault() {
     let said = refused(&["--tokens-file", &tokens]);
     assert!(said.contains(&tokens) && said.contains("line 1: the token must have at least 16"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
+    for (setting, flag) in [
+        ("auth.tokens_file", "--tokens-file=/dev/zero"),
+        ("tls.certificate", "--tls-cert=/dev/zero"),
+        ("model.reward_config", "--reward-config=/dev/zero"),
+        ("/dev/zero", "--config=/dev/zero"),
+    ] {
+        let said = refused(&[flag, "--tls-key", &key]);
+        assert!(said.contains(setting) && said.contains("is no regular file"), "{said}");
+    }
     let said = refused(&["--tokens-file=/nowhere/tokens"]);
     assert!(said.contains("/nowhere/tokens") && said.contains("No such file"), "{said}");
     let said = refused(&["--tls-cert", &certificate]);

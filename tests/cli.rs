@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::process::Output;
 use std::time::Duration;
 
-use common::process::{Server, get, program, run};
+use common::process::{Server, get, program, run, say};
 use common::*;
 use futures::future::join_all;
 use futures::{StreamExt, stream};
@@ -148,21 +148,224 @@ async fn sigint_ends_it_too_and_so_does_a_signal_while_loading() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
     let mut server = tokio::task::block_in_place(Server::serving);
-    // A caller that takes its answers byte by byte, and none of them, holds up the drain.
-    let endpoint =
-        tonic::transport::Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
-    let items = stream::iter((0..3).map(|shade| stream_item("x", shade))).chain(stream::pending());
-    let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
-    let _answers = client.score_stream(items).await.unwrap();
-    let metrics = server.metrics_address().to_owned();
-    let scored = || get(&metrics, "/metrics").contains("\nspatialscore_items_total{outcome=\"OK\"} ");
-    tokio::task::block_in_place(|| while !scored() {});
+    let _held = held_up(&server).await;
     server.signal("TERM");
     tokio::task::block_in_place(|| server.logged("draining", "limit"));
+    // Sooner it would be the same word once more.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     server.signal("TERM");
     let (code, log) = tokio::task::block_in_place(|| server.end());
     assert_eq!(code, Some(143));
     assert!(log.contains("a second signal: ending at once"), "{log}");
+}
+
+/// What runs on the device is not waited for, and nothing is said of it but that it was not scored. Without an end in
+/// order: libtorch would be taken down under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_under_load_leaves_nothing_to_crash() {
+    let rounds = std::env::var("ROUNDS").map_or(3, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
+        let flags = ["--set=model.checkpoint=spatialscore-mini", "--set=cache.max_items=0"];
+        let mut server = tokio::task::block_in_place(|| Server::serving_with(&flags));
+        let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+        let items = stream::iter((0_u64..).map(|index| stream_item(&index.to_string(), index as u8)));
+        let mut answers = client.score_stream(items).await.unwrap().into_inner();
+        assert!(answers.next().await.unwrap().is_ok());
+        let calls: Vec<_> = (0..12_u8)
+            .map(|call| {
+                let mut client = client.clone();
+                tokio::spawn(async move { client.score(request((0..64).map(|shade| shade + call))).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.signal("TERM");
+        tokio::task::block_in_place(|| server.logged("draining", "limit"));
+        tokio::time::sleep(Duration::from_millis(1050 + 37 * (round % 10))).await;
+        server.signal("TERM");
+        let (mut scored, mut unavailable) = (0, 0);
+        for call in calls {
+            match call.await.unwrap() {
+                Ok(response) => {
+                    scored += 1;
+                    assert!(outcomes(response.get_ref()).iter().all(Result::is_ok));
+                }
+                Err(status) => {
+                    unavailable += 1;
+                    // Or the queue was full.
+                    let codes = [Code::Unavailable, Code::ResourceExhausted];
+                    assert!(codes.contains(&status.code()), "{status}");
+                }
+            }
+        }
+        while let Some(Ok(answer)) = answers.next().await {
+            let code = outcome(&answer.result.unwrap()).err().map(|(code, _)| code);
+            assert!(code.is_none_or(|code| code == Code::Unavailable), "{code:?}");
+        }
+        let (code, log) = tokio::task::block_in_place(|| server.end());
+        println!("round {round}: {scored} calls scored, {unavailable} not");
+        assert_eq!(code, Some(143), "{log}");
+        assert!(!log.contains("\"ERROR\""), "{log}");
+    }
+}
+
+/// `timeout` sends its signal to the process and then to its group.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_signals_at_once_are_one_and_a_hangup_is_one_too() {
+    for signals in [&["TERM", "TERM"][..], &["INT", "TERM", "HUP"], &["HUP"]] {
+        let mut server = tokio::task::block_in_place(Server::serving);
+        let held = held_up(&server).await;
+        for signal in signals {
+            server.signal(signal);
+        }
+        tokio::task::block_in_place(|| server.logged("draining", "limit"));
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(server.process.try_wait().unwrap().is_none(), "{signals:?} ended it at once");
+        drop(held);
+        let (code, log) = tokio::task::block_in_place(|| server.end());
+        assert_eq!(code, Some(0), "{signals:?}: {log}");
+    }
+}
+
+/// A caller that takes its answers byte by byte, and none of them, and so holds up a drain.
+async fn held_up(server: &Server) -> impl Sized + use<> {
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
+    let items = stream::iter((0..3).map(|shade| stream_item("x", shade))).chain(stream::pending());
+    let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
+    let answers = client.score_stream(items).await.unwrap();
+    let metrics = server.metrics_address();
+    let scored = || get(metrics, "/metrics").contains("\nspatialscore_items_total{outcome=\"OK\"} ");
+    tokio::task::block_in_place(|| while !scored() {});
+    (client, answers)
+}
+
+/// Runs the program in a shell, to which it is `$0`, on a free port that is told to both.
+fn in_shell(script: &str) -> (std::process::Child, String) {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_spatialscore")]);
+    command.args(["serve", "--device=cpu", "--log-format=json", "--set=server.drain_grace_seconds=0"]);
+    command.args(["--listen=127.0.0.1:0", "--metrics-listen", &address]);
+    command.args(["--checkpoint", checkpoint().to_str().unwrap()]).stdin(std::process::Stdio::null());
+    (command.env_remove("RUST_LOG").spawn().unwrap(), address)
+}
+
+/// Waits until the metrics say that the server serves.
+fn until_serving(metrics: &str) {
+    let serves = || {
+        std::net::TcpStream::connect(metrics).is_ok()
+            && get(metrics, "/metrics").contains("\nspatialscore_serving 1\n")
+    };
+    let start = std::time::Instant::now();
+    while !serves() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it never serves");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(child: &std::process::Child, name: &str) {
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+}
+
+/// The first process of a container: the system drops what it has no handler for, unless it is held.
+#[test]
+fn as_process_one_it_hears_a_signal_before_libtorch_is_there() {
+    let unshare = "unshare --user --map-root-user --pid --fork --mount-proc";
+    let probe = std::process::Command::new("bash").args(["-c", &format!("{unshare} true")]).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        println!("this system lets nobody make a namespace");
+        return;
+    }
+    // From the moment in which its first code has run.
+    let pauses: Vec<f64> = (0..8).map(|n| 0.08 * f64::from(n)).collect();
+    for pause in pauses {
+        let script = format!(
+            r#"{unshare} bash -c 'exec "$0" "$@" 2>/dev/null' "$0" "$@" & outer=$!
+               until inner=$(pgrep -P $outer) && [ "$(readlink /proc/$inner/exe)" = "$(readlink -f "$0")" ] &&
+                   grep -q '^SigBlk:.*[4567cdef]...$' /proc/$inner/status; do :; done
+               sleep {pause}; kill -TERM $inner
+               (sleep 60; kill -KILL $inner) & guard=$!
+               wait $outer; code=$?; kill $guard; exit $code"#
+        );
+        let start = std::time::Instant::now();
+        let code = in_shell(&script).0.wait().unwrap().code();
+        assert_eq!(code, Some(0), "after {pause} s, in {:?}", start.elapsed());
+    }
+}
+
+/// A log that is as large as files may be costs lines, which are counted, and nothing else.
+#[test]
+fn a_log_that_cannot_be_written_ends_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    for script in
+        [r#"exec "$0" "$@" 2>/dev/full"#, &format!(r#"ulimit -f 0; exec "$0" "$@" 2>{}"#, log.display())]
+    {
+        let (mut child, metrics) = in_shell(script);
+        until_serving(&metrics);
+        let page = get(&metrics, "/metrics");
+        let dropped =
+            page.lines().find_map(|line| line.strip_prefix("spatialscore_log_lines_dropped_total "));
+        assert!(dropped.is_some_and(|count| count.parse::<u64>().unwrap() > 0), "{script}: {page}");
+        signal(&child, "TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{script}");
+    }
+}
+
+/// `nohup` has it live on when its terminal goes.
+#[test]
+fn a_hangup_that_is_to_be_ignored_is_ignored() {
+    let (mut child, metrics) = in_shell(r#"trap '' HUP; exec "$0" "$@" 2>/dev/null"#);
+    until_serving(&metrics);
+    signal(&child, "HUP");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(get(&metrics, "/metrics").contains("\nspatialscore_serving 1\n"));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A control group with time for so many cores has as many lanes, and as many threads that prepare.
+#[test]
+fn threads_are_as_many_as_the_control_group_has_time_for() {
+    use std::fs::{create_dir, read_dir, read_to_string, remove_dir, write};
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let name = format!("spatialscore-test-{}", std::process::id());
+    // Version 1 and version 2, whichever this system has and lets us write.
+    let (one, two) = (format!("/sys/fs/cgroup/cpu/{name}"), format!("/sys/fs/cgroup/{name}"));
+    let version_two = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let group = if version_two { two } else { one };
+    if create_dir(&group).is_err() {
+        println!("this system lets nobody make a control group");
+        return;
+    }
+    for (quota, expected) in [(50_000, 1), (100_000, 1), (150_000, 1), (-1, cores), (100_000 * 64, cores)] {
+        let limit = if version_two {
+            let quota = if quota < 0 { "max".to_owned() } else { quota.to_string() };
+            write(format!("{group}/cpu.max"), format!("{quota} 100000"))
+        } else {
+            write(format!("{group}/cpu.cfs_quota_us"), quota.to_string())
+        };
+        limit.unwrap();
+        let (mut child, metrics) =
+            in_shell(&format!(r#"echo $$ >{group}/cgroup.procs; exec "$0" "$@" 2>/dev/null"#));
+        until_serving(&metrics);
+        let threads = read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let names: Vec<String> =
+            threads.map(|entry| read_to_string(entry.unwrap().path().join("comm")).unwrap()).collect();
+        signal(&child, "TERM");
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        for kind in ["lane ", "processor "] {
+            let count = names.iter().filter(|name| name.starts_with(kind)).count();
+            assert_eq!(count, expected, "quota {quota}: {names:?}");
+        }
+    }
+    // The last of its processes may take a moment to leave.
+    let removed = (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        remove_dir(&group).is_ok()
+    });
+    assert!(removed, "{group} is still there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,6 +394,10 @@ async fn the_metrics_port_gives_metrics_and_nothing_else() {
     {
         assert!(page.lines().any(|line| line.starts_with(name)), "{name:?} is not in\n{page}");
     }
+    let posted = tokio::task::block_in_place(|| say(address, "POST /metrics HTTP/1.1", b"x"));
+    assert!(posted.starts_with("HTTP/1.1 405 ") && posted.contains("allow: GET, HEAD"), "{posted}");
+    let head = tokio::task::block_in_place(|| say(address, "HEAD /metrics HTTP/1.1", b""));
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let other = tokio::task::block_in_place(|| get(address, "/"));
     assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
 }

@@ -8,12 +8,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use common::raw::{Raw, framed};
 use common::*;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
+use prost::Message;
 use spatialscore::engine::LoadError;
 use spatialscore::proto;
+use spatialscore::proto::health;
 use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use spatialscore::server::ServerError;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Streaming};
@@ -213,6 +219,105 @@ async fn balancers_have_time_to_turn_away() {
         }
     };
     assert_eq!(soon(refused).await.code(), Code::Unavailable);
+    ending.end().await;
+}
+
+/// A call that begins while the server answers what it had accepted hears so, whether its message is there or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_begins_during_the_drain_is_unavailable() {
+    let server = TestServer::start(&[]).await;
+    let raw = Raw::connect(server.address).await;
+    server.device.hold();
+    let mut client = server.client().await;
+    let accepted = tokio::spawn(async move { client.score(request([5])).await });
+    server.device.reached(5).await;
+    let device = Arc::clone(&server.device);
+    let ending = server.shut_down();
+    let model = async || raw.call("GetModel", framed(&[])).await.status.code();
+    soon(async { while model().await == Code::Ok {} }).await;
+    let message = framed(&stream_item("x", 1).encode_to_vec());
+    for sent in [0, 3, 9, message.len()] {
+        let sent = Bytes::copy_from_slice(&message[..sent]);
+        let ended = soon(raw.pieces("ScoreStream", &[], stream::iter([sent.clone()]))).await.unwrap();
+        let open = stream::iter([sent]).chain(stream::pending());
+        let open = soon(raw.pieces("ScoreStream", &[], open)).await.unwrap();
+        for answer in [ended, open] {
+            assert_eq!(answer.status.code(), Code::Unavailable, "{}", answer.status);
+        }
+    }
+    let call = raw.call("Score", framed(&request([1]).encode_to_vec())).await;
+    assert_eq!(call.status.code(), Code::Unavailable, "{}", call.status);
+    device.release();
+    assert!(accepted.await.unwrap().is_ok());
+    ending.end().await;
+}
+
+/// Who dies in the middle of a message has left. That is nobody's fault, and no error of the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_dies_while_it_sends_has_cancelled() {
+    let _counters = COUNTERS.lock().await;
+    let server = TestServer::start(&[]).await;
+    let grown = growth();
+    let count = |rpc: &str, code: &str| {
+        grown(&format!("spatialscore_requests_total{{rpc=\"{rpc}\",code=\"{code}\"}}"))
+    };
+    let message = framed(&request([9]).encode_to_vec());
+    for method in ["Score", "ScoreStream"] {
+        for sent in [0, 3, 5, 100, message.len() - 1] {
+            let before = count(method, "CANCELLED");
+            let raw = Raw::connect(server.address).await;
+            let half = Bytes::copy_from_slice(&message[..sent]);
+            let call = raw.pieces(method, &[], stream::iter([half]).chain(stream::pending()));
+            assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
+            // That was one that resets its call; this one goes with its connection.
+            let half = Bytes::copy_from_slice(&message[..sent]);
+            let mut call = Box::pin(raw.pieces(method, &[], stream::iter([half]).chain(stream::pending())));
+            assert!(tokio::time::timeout(Duration::from_millis(100), &mut call).await.is_err());
+            raw.connection.abort();
+            until(|| count(method, "CANCELLED") >= before + 2.0).await;
+            drop(call);
+        }
+    }
+    for head in ["Content-Length: 50\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n5\r\n{"] {
+        let before = count("/score", "CANCELLED");
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        stream.write_all(format!("POST /score HTTP/1.1\r\nHost: a\r\n{head}").as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(stream);
+        until(|| count("/score", "CANCELLED") > before).await;
+    }
+    for rpc in ["Score", "ScoreStream", "/score"] {
+        for code in ["UNKNOWN", "INTERNAL", "INVALID_ARGUMENT"] {
+            assert_eq!(count(rpc, code), 0.0, "{rpc} {code}");
+        }
+    }
+    assert!(!server.device.seen().contains(&9));
+}
+
+/// The health protocol: who watches a service that is not there hears so, and of the rest too.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_of_every_service_and_of_none_other() {
+    let server = TestServer::start(&[]).await;
+    let mut health = health::health_client::HealthClient::new(server.channel().await);
+    let asked = |service: &str| health::HealthCheckRequest { service: service.into() };
+    use health::health_check_response::ServingStatus::{NotServing, ServiceUnknown, Serving};
+    for service in ["", "spatialscore.v1.SpatialScoreService"] {
+        assert_eq!(health.check(asked(service)).await.unwrap().into_inner().status(), Serving);
+    }
+    assert_eq!(health.check(asked("nobody")).await.unwrap_err().code(), Code::NotFound);
+    let statuses = health.list(health::HealthListRequest {}).await.unwrap().into_inner().statuses;
+    assert!(
+        statuses.len() == 2 && statuses.values().all(|answer| answer.status() == Serving),
+        "{statuses:?}"
+    );
+    let mut unknown = health.watch(asked("nobody")).await.unwrap().into_inner();
+    assert_eq!(soon(unknown.next()).await.unwrap().unwrap().status(), ServiceUnknown);
+    let mut known = health.watch(asked("")).await.unwrap().into_inner();
+    assert_eq!(soon(known.next()).await.unwrap().unwrap().status(), Serving);
+    let silent = tokio::time::timeout(Duration::from_millis(300), unknown.next()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    let ending = server.shut_down();
+    assert_eq!(soon(known.next()).await.unwrap().unwrap().status(), NotServing);
     ending.end().await;
 }
 

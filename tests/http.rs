@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -291,7 +292,11 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
     let changed = |pointer: &str, value: Value| {
         let mut asked = unirl(&pngs([9, 9]));
         asked["protocol_version"] = json!("1");
-        *asked.pointer_mut(pointer).unwrap() = value;
+        let (object, key) = pointer.rsplit_once('/').unwrap();
+        match asked.pointer_mut(object).unwrap() {
+            Value::Object(object) => drop(object.insert(key.to_owned(), value)),
+            list => list[key.parse::<usize>().unwrap()] = value,
+        }
         asked
     };
     for (asked, words) in [
@@ -308,6 +313,11 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
             changed("/requests/1/required_rewards", json!(["clip"])),
             "requests[1].required_rewards[0]: unknown",
         ),
+        (
+            changed("/requests/1/group_id", json!(["a"])),
+            "requests[1].group_id: must be null, a number, or a text",
+        ),
+        (changed("/requests/1/sample_id", json!("x".repeat(257))), "requests[1].sample_id: must be null"),
         // Two bytes in the body would be thirty-two in memory.
         (changed("/requests/1/history", json!(vec![0; 256])), "body: it has more than 256 values"),
         (unirl(&pngs([9; 4])), "items: has 4 items; send 1 to 3"),
@@ -328,11 +338,20 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
         assert!(answer.body["error"].as_str().unwrap().contains(words), "{answer:?}");
     }
     for (path, answer) in [
-        ("/score", look(server.http, "/score").await),
         ("/", look(server.http, "/").await),
-        ("/health", post(server.http, "/health", &json!({})).await),
+        ("/scores", post(server.http, "/scores", &json!({})).await),
+        ("/evaluation", look(server.http, "/evaluation").await),
+        ("/evaluations/health", look(server.http, "/evaluations/health").await),
     ] {
         assert_eq!(answer.status, 404, "{path}: {answer:?}");
+    }
+    for (answer, methods) in [
+        (look(server.http, "/score").await, "POST"),
+        (look(server.http, "/evaluation/compute").await, "POST"),
+        (post(server.http, "/health", &json!({})).await, "GET, HEAD"),
+        (post(server.http, "/rewards", &json!({})).await, "GET, HEAD"),
+    ] {
+        assert_eq!((answer.status, answer.headers["allow"].to_str().unwrap()), (405, methods), "{answer:?}");
     }
     assert!(!server.device.seen().contains(&9));
 }
@@ -712,4 +731,150 @@ async fn a_connection_carries_one_call_after_the_other_until_it_is_idle() {
         assert!(said.contains("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{said}");
     }
     assert_eq!(soon(stream.read(&mut [0])).await.unwrap(), 0);
+}
+
+/// Sends a body of this form with `text` in it, which is refused in a few words.
+async fn refuse(http: SocketAddr, path: &str, form: &str, text: &str) {
+    let body = Bytes::from(form.replacen("HERE", text, 1));
+    let answer = tokio::time::timeout(Duration::from_secs(120), try_send(http, post_request(path, body)));
+    let answer = answer.await.unwrap().unwrap();
+    let key = if path == "/compute" { "error" } else { "detail" };
+    let said = answer.body[key].as_str().unwrap_or_else(|| panic!("{answer:?}"));
+    assert!(said.len() <= 512, "{path} {form:?}: {} bytes: {said:.200}", said.len());
+}
+
+/// Sends a call that says in a header how urgent it is.
+async fn send_as(address: SocketAddr, path: &str, priority: Option<&str>, body: &Value) -> Answer {
+    let mut request = post_request(path, body.to_string().into());
+    if let Some(priority) = priority {
+        request.headers_mut().insert("x-spatialscore-priority", priority.parse().unwrap());
+    }
+    soon(try_send(address, request)).await.unwrap()
+}
+
+/// Each is a body of 60 MiB with a text of that size where another value belongs, of letters that take six times as much
+/// where they are quoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_never_said_again_whole() {
+    const LARGE: usize = 60 << 20;
+    let (server, http) = process(&["--set=limits.max_bytes_in_flight=4294967296"]);
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let text = "\u{7f}".repeat(LARGE);
+    let sound = |mut asked: Value, pointer: &str| {
+        *asked.pointer_mut(pointer).unwrap() = json!("HERE");
+        asked.to_string()
+    };
+    let mut named = unirl(&pngs([1]));
+    named["protocol_version"] = json!("1");
+    for name in ["scorer_version", "request_id"] {
+        named["requests"][0][name] = json!("");
+    }
+    let (scored, computed) = (unirl(&pngs([1])), flow_factory(&pngs([1])));
+    let bodies = [
+        ("/score", r#""HERE""#.to_owned()),
+        ("/score", r#"{"HERE": 1}"#.to_owned()),
+        ("/score", r#"{"requests": [{"HERE": [}]}"#.to_owned()),
+        ("/score", sound(scored.clone(), "/requests")),
+        ("/score", sound(scored.clone(), "/requests/0")),
+        ("/score", sound(scored.clone(), "/requests/0/history")),
+        ("/score", sound(scored.clone(), "/requests/0/history/0")),
+        ("/score", sound(scored.clone(), "/requests/0/history/0/image_b64")),
+        ("/score", sound(scored.clone(), "/requests/0/required_rewards")),
+        ("/score", sound(scored, "/requests/0/required_rewards/0")),
+        ("/score", sound(named.clone(), "/protocol_version")),
+        ("/score", sound(named.clone(), "/requests/0/scorer_version")),
+        ("/score", sound(named, "/requests/0/request_id")),
+        ("/compute", sound(computed.clone(), "/prompt")),
+        ("/compute", sound(computed.clone(), "/prompt/0")),
+        ("/compute", sound(computed.clone(), "/image")),
+        ("/compute", sound(computed, "/image/0")),
+    ];
+    let refuse = |at: usize| {
+        let (path, form): &(&str, String) = &bodies[at];
+        refuse(http, path, form, &text)
+    };
+    refuse(0).await;
+    for (at, (path, form)) in bodies.iter().enumerate() {
+        let (before, start) = (server.reset_peak(), Instant::now());
+        refuse(at).await;
+        let more = server.memory("VmHWM").saturating_sub(before) >> 20;
+        println!("one, {path} {form:.60}: {more} MiB more, {:?}", start.elapsed());
+        // The body, and its text where it is taken for a name.
+        assert!(more < 5 * (LARGE as u64 >> 20), "{path} {form}: {more} MiB");
+    }
+    // Four at once, of those that took most; meanwhile the model is asked for.
+    let before = server.reset_peak();
+    let slowest = Cell::new(Duration::ZERO);
+    let asked = async {
+        loop {
+            let start = Instant::now();
+            client.get_model(proto::GetModelRequest {}).await.unwrap();
+            slowest.set(slowest.get().max(start.elapsed()));
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let four = futures::future::join_all([3, 9, 10, 11].map(refuse));
+    tokio::select! {
+        _ = four => {}
+        () = asked => unreachable!(),
+    }
+    let more = server.memory("VmHWM").saturating_sub(before) >> 20;
+    println!("GetModel beside them: {:?} at most", slowest.get());
+    println!("four at once: {more} MiB more");
+    assert!(more < 16 * (LARGE as u64 >> 20), "{more} MiB");
+}
+
+/// Evaluation over HTTP lets training go first, whichever way it says what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn evaluation_over_http_goes_behind_training() {
+    let server = TestServer::start(&[("batch.max_items", "1")]).await;
+    let address = server.http;
+    server.device.pace(Duration::from_millis(50));
+    for (path, header, evaluated, trained) in [
+        ("/evaluation/score", None, 10, 11),
+        ("/score", Some("evaluation"), 20, 21),
+        ("/evaluation/compute", Some("evaluation"), 30, 31),
+    ] {
+        // Three seconds of work, before which the one behind it would have to wait.
+        let files = pngs(std::iter::repeat_n(evaluated, 64));
+        let body = if path.ends_with("compute") { flow_factory(&files) } else { unirl(&files) };
+        let evaluation = tokio::spawn(async move { send_as(address, path, header, &body).await });
+        // Nothing else here is evaluation.
+        until(|| metric("spatialscore_queue_items{priority=\"evaluation\"}") >= 30.0).await;
+        let training = post(address, "/score", &unirl(&pngs([trained]))).await;
+        assert_eq!(training.scores(), [Some(f64::from(trained))]);
+        assert_eq!(evaluation.await.unwrap().status, 200);
+        assert_ne!(server.device.seen().last(), Some(&trained), "{path} {header:?}: it was the last");
+    }
+    assert_eq!(look(address, "/evaluation/health").await.status, 200);
+    assert_eq!(look(address, "/evaluation/rewards").await.status, 200);
+    assert_eq!(
+        send_as(address, "/training/score", Some("training"), &unirl(&pngs([5]))).await.scores(),
+        [Some(5.0)]
+    );
+    for (path, header, words) in [
+        ("/score", "urgent", "x-spatialscore-priority: is \"urgent\"; there are training and evaluation"),
+        ("/evaluation/score", "training", "x-spatialscore-priority: is not what the path says"),
+    ] {
+        let answer = send_as(address, path, Some(header), &unirl(&pngs([9]))).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(answer.body["detail"].as_str().unwrap().starts_with(words), "{answer:?}");
+    }
+    let answer = send_as(address, "/score", Some(&"x".repeat(8000)), &unirl(&pngs([9]))).await;
+    assert!(answer.status == 400 && answer.text.len() < 400, "{answer:?}");
+    assert!(!server.device.seen().contains(&9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_nobody_can_read_are_the_callers() {
+    let server = TestServer::start(&[]).await;
+    let head = "POST /score HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for chunks in ["zz\r\n{}", "2\r\n{}x\r\n", "-1\r\n", "ffffffffffffffffff\r\n", "2\n\n{}"] {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        stream.write_all(format!("{head}{chunks}").as_bytes()).await.unwrap();
+        let mut said = vec![0; 60];
+        soon(stream.read_exact(&mut said)).await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 400 body: its chunks are not framed"), "{chunks:?}: {said}");
+    }
 }

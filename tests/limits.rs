@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::large::jpeg;
 use common::process::{Server, get};
 use common::raw::{Raw, framed};
 use common::*;
@@ -14,6 +15,9 @@ use flate2::write::GzEncoder;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use prost::Message;
 use spatialscore::proto;
 use spatialscore::proto::image::Source;
@@ -439,6 +443,21 @@ async fn who_asks_for_health_or_a_description_sends_a_name_and_sends_it_in_time(
     soon(join_all(calls)).await;
 }
 
+/// What reflection does not find it names; of a name that is long the beginning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_name_is_not_said_again_whole() {
+    let server = TestServer::start(&[]).await;
+    let raw = Raw::connect(server.address).await;
+    for version in ["v1", "v1alpha"] {
+        // Field 4, which asks for the file that has a symbol.
+        let asked = [&[0x22, 0xb8, 0x17][..], &[b'x'; 3000]].concat();
+        let method = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let status = soon(raw.call(&method, framed(&asked))).await.status;
+        assert_eq!(status.code(), Code::NotFound, "{status}");
+        assert!((100..=512).contains(&status.message().len()), "{status}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refused() {
     let flags = [
@@ -512,4 +531,86 @@ async fn items_of_nothing_are_counted_before_they_are_decoded() {
     let peak = server.memory("VmHWM").saturating_sub(before);
     println!("8 million items: {} MiB more", peak >> 20);
     assert!(peak < 96 << 20, "{peak} bytes");
+}
+
+/// Each is 287 kB that take half a gigabyte while they are decoded.
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_that_are_decoded_hold_no_more_memory_than_they_may() {
+    const MOST: u64 = 1 << 30;
+    let file = jpeg(7000, 7000, 3, true, false);
+    let large = |n: usize| {
+        let mut request = request([]);
+        request.items = (0..n)
+            .map(|n| proto::ScoreItem {
+                prompt: Some(format!("{PROMPT} {n}")),
+                ..item(encoded(file.clone()))
+            })
+            .collect();
+        request
+    };
+    // As it is; and where one picture is more than there may be.
+    let mut cases = vec![(MOST, 8), (1024, 2)];
+    // As it was before there was a bound.
+    cases.extend(std::env::var_os("UNBOUNDED").map(|_| (1 << 40, 8)));
+    for (most, count) in cases {
+        let flag = format!("--set=limits.max_decode_bytes={most}");
+        let server = tokio::task::block_in_place(|| {
+            Server::serving_with(&["--set=processor.threads=8", flag.as_str()])
+        });
+        let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+        client.score(request([7])).await.unwrap();
+        let before = server.reset_peak();
+        let small = async {
+            let other = Raw::connect_from("127.0.0.3", server.address.parse().unwrap()).await;
+            sleep(Duration::from_millis(500)).await;
+            let start = Instant::now();
+            let answer = other.call("Score", framed(&request([8]).encode_to_vec())).await;
+            assert_eq!(answer.status.code(), Code::Ok);
+            println!("a small picture beside them: {:?}", start.elapsed());
+        };
+        let start = Instant::now();
+        let (large, ()) = tokio::join!(client.score(large(count)), small);
+        let peak = server.memory("VmHWM").saturating_sub(before);
+        println!(
+            "{count} pictures of 49 megapixels, {most} bytes: {} MiB more, {:?}",
+            peak >> 20,
+            start.elapsed()
+        );
+        assert!(outcomes(&large.unwrap().into_inner()).iter().all(Result::is_ok));
+        // What was sent, and the forward.
+        assert!(most > MOST || peak < MOST + (128 << 20), "{} MiB", peak >> 20);
+    }
+}
+
+/// The port of gRPC says to what is no call of gRPC what its protocol has for it, as HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_call_of_grpc_is_refused_as_http_does() {
+    let server = TestServer::start(&[]).await;
+    let client: Client<_, tonic::body::Body> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let uri = format!("http://{}/spatialscore.v1.SpatialScoreService/GetModel", server.address);
+    let send = async |method: &str, content_type: Option<&str>| {
+        let mut request = http::Request::builder().method(method).uri(&uri);
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let body = tonic::body::Body::new(http_body_util::Full::from(framed(&[])));
+        soon(client.request(request.body(body).unwrap())).await.unwrap()
+    };
+    for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
+        let response = send(method, Some("application/grpc")).await;
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["allow"]),
+            (405, &"POST".parse().unwrap())
+        );
+    }
+    for content_type in [None, Some("text/plain"), Some("application/json"), Some("application/grpc-web")] {
+        assert_eq!(send("POST", content_type).await.status(), 415, "{content_type:?}");
+    }
+    for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+        let response = send("POST", Some(content_type)).await;
+        assert_eq!(response.status(), 200);
+        let trailers = response.into_body().collect().await.unwrap().trailers().cloned().unwrap();
+        assert_eq!(trailers["grpc-status"], "0", "{content_type}");
+    }
 }

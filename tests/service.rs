@@ -104,6 +104,7 @@ async fn a_stream_answers_by_id_and_goes_on_after_a_bad_item() {
     items[7].item = None;
     items[8].item.as_mut().unwrap().image = Some(encoded(vec![1, 2, 3]));
     items[9].id = "x".repeat(257);
+    items[10].id = "y".repeat(1 << 20);
     let answers = server.client().await.score_stream(stream::iter(items)).await.unwrap().into_inner();
     let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
     assert_eq!(answers.len(), 50);
@@ -118,6 +119,10 @@ async fn a_stream_answers_by_id_and_goes_on_after_a_bad_item() {
             "7" => refused("item: "),
             "8" => refused("item.image.encoded: "),
             id if id.len() == 257 => refused("id: "),
+            id if id.starts_with("yyy") => {
+                assert!(id.len() <= 512 && id.ends_with('…'), "{} bytes", id.len());
+                refused("id: ");
+            }
             id => assert_eq!(outcome, Ok(id.parse().unwrap())),
         }
     }

@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::FileFault;
+use crate::files;
 use crate::telemetry::RELOAD_FAILURES;
 
 /// How often the files are looked at. They are small, and by content a change is seen on every file system, whether
@@ -27,7 +28,7 @@ type Contents = Result<Vec<Vec<u8>>, FileFault>;
 /// # Errors
 /// The first that cannot be read.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FileFault> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| FileFault::new(path, error));
+    let read = |path: &PathBuf| files::read(path).map_err(|error| FileFault::new(path, error));
     paths.iter().map(read).collect()
 }
 
@@ -103,34 +104,27 @@ fn names(paths: &[PathBuf]) -> Vec<std::path::Display<'_>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
     use std::process::Command;
-    use std::sync::mpsc;
 
     use super::*;
 
-    /// A file that hangs whoever opens it, as one on a network can.
-    #[test]
-    fn a_file_that_hangs_holds_up_nobody_else() {
+    /// A pipe would hang whoever opens it, and zeros would fill the memory of whoever reads them.
+    #[tokio::test]
+    async fn a_file_that_becomes_something_else_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
         std::fs::write(&path, "a").unwrap();
-        let (done, waited) = mpsc::channel();
-        let watched = path.clone();
-        std::thread::spawn(move || {
-            // One thread for all tasks.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let _followed = runtime.block_on(async {
-                let followed = follow("test", vec![watched.clone()], |_| Ok(())).unwrap();
-                std::fs::remove_file(&watched).unwrap();
-                assert!(Command::new("mkfifo").arg(&watched).status().unwrap().success());
-                tokio::time::sleep(2 * LOOK_EVERY).await;
-                followed
-            });
-            done.send(()).unwrap();
-            runtime.shutdown_background();
-        });
-        assert!(waited.recv_timeout(20 * LOOK_EVERY).is_ok(), "the runtime hangs with the file");
-        // Who reads it finds its end, and the thread is free again.
-        drop(std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+        let mut followed = follow("test", vec![path.clone()], |read| Ok(read.concat())).unwrap();
+        let turned_into = async |make: &dyn Fn()| {
+            std::fs::remove_file(&path).unwrap();
+            make();
+            tokio::time::sleep(3 * LOOK_EVERY).await;
+        };
+        turned_into(&|| assert!(Command::new("mkfifo").arg(&path).status().unwrap().success())).await;
+        turned_into(&|| symlink("/dev/zero", &path).unwrap()).await;
+        assert!(!followed.has_changed().unwrap());
+        turned_into(&|| std::fs::write(&path, "b").unwrap()).await;
+        assert_eq!(**followed.borrow_and_update(), b"b");
     }
 }

@@ -12,6 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::FileFault;
 use crate::config::TlsSettings;
+use crate::files;
 
 /// The rustls side of a server, whatever is spoken behind it.
 ///
@@ -55,7 +56,7 @@ pub fn client_config(
     ca: Option<&Path>,
     identity: Option<(&Path, &Path)>,
 ) -> Result<ClientTlsConfig, FileFault> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| FileFault::new(path, error));
+    let read = |path: &Path| files::read(path).map_err(|error| FileFault::new(path, error));
     let mut config = ClientTlsConfig::new();
     config = match ca {
         Some(path) => {

@@ -8,6 +8,7 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::{FileFault, Secret};
 use crate::caller::Caller;
+use crate::files;
 
 /// The least characters of a token: 96 bits in base64.
 const MIN_TOKEN: usize = 16;
@@ -69,7 +70,8 @@ impl Tokens {
 /// # Errors
 /// The file cannot be read or does not hold one token.
 pub fn client_token(path: &Path) -> Result<Secret, FileFault> {
-    let text = std::fs::read_to_string(path).map_err(|error| FileFault::new(path, error))?;
+    let text = files::read(path).map_err(|error| FileFault::new(path, error))?;
+    let text = std::str::from_utf8(&text).map_err(|_| FileFault::new(path, "is not UTF-8 text"))?;
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let (Some(line), None) = (lines.next(), lines.next()) else {
         return Err(FileFault::new(path, "must hold one line: the token, or subject:token"));

@@ -6,12 +6,15 @@ mod manifest;
 mod report;
 mod score;
 mod serve;
+mod signals;
 
 use std::env;
-use std::os::unix::process::CommandExt;
-use std::process::{self, ExitCode};
+use std::io::{self, Write};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+pub use signals::hold as hold_signals;
 
 /// What a process ends with when it was called wrongly: `EX_USAGE` of sysexits.h.
 pub const USAGE: u8 = 64;
@@ -49,6 +52,10 @@ enum Command {
 impl Cli {
     /// Does what was asked for.
     pub fn run(self) -> ExitCode {
+        signals::ignore_file_size();
+        if !matches!(self.command, Command::Serve(_)) {
+            signals::release();
+        }
         match self.command {
             Command::Serve(arguments) => {
                 restart_with_short_spins();
@@ -75,15 +82,15 @@ fn restart_with_short_spins() {
     if [SPINS.0, "OMP_WAIT_POLICY"].iter().any(|name| env::var_os(name).is_some()) {
         return;
     }
-    let mut arguments = env::args_os();
-    if let (Ok(program), Some(name)) = (env::current_exe(), arguments.next()) {
+    if let Ok(program) = env::current_exe() {
         // This comes back only where it failed, and then the process goes on as it is.
-        let _ = process::Command::new(program).arg0(name).args(arguments).env(SPINS.0, SPINS.1).exec();
+        let _ = signals::replace_process(program, SPINS);
     }
 }
 
 /// Says why a command ends, and how.
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("error: {error}");
+    // Nothing can be done where even this cannot be written.
+    let _ = writeln!(io::stderr(), "error: {error}");
     ExitCode::from(code)
 }

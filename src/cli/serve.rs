@@ -1,29 +1,27 @@
 //! `spatialscore serve`: settings, logs, signals; the rest is [`server`].
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::ffi::OsString;
-use std::future::Future;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{USAGE, fail};
+use super::{USAGE, fail, signals};
 use crate::config::{Settings, Sources};
-use crate::server::{self, Listeners};
+use crate::server::{self, Listeners, ServerError};
 use crate::telemetry;
 use crate::trace::Export;
 
 /// What a process ends with that a second signal stopped: 128 and the number of SIGTERM.
-const STOPPED: i32 = 143;
+const STOPPED: u8 = 143;
 
 /// Serve a reward model over gRPC.
 ///
 /// Listens at once, loads the checkpoint, runs it once, and serves. Health checks (grpc.health.v1) say NOT_SERVING
-/// until then. SIGTERM or SIGINT ends it: what was accepted is answered first, within the drain timeout; a second
-/// signal ends it at once.
+/// until then. SIGTERM, SIGINT or SIGHUP ends it: what was accepted is answered first, within the drain timeout; a
+/// second signal, a second later or more, ends it at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Settings:
@@ -178,15 +176,20 @@ pub fn run(arguments: Arguments) -> ExitCode {
     // Nothing that is left, such as a health watcher's connection, is worth waiting for.
     runtime.shutdown_background();
     telemetry::end_log();
+    let stopped = |error: &Box<dyn Error>| matches!(error.downcast_ref(), Some(ServerError::AtOnce));
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &*error),
+        Ok(()) => signals::leave(0),
+        Err(error) if stopped(&error) => signals::leave(STOPPED),
+        Err(error) => {
+            fail(1, &*error);
+            signals::leave(1)
+        }
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+    let shutdown = signals::stops()?;
     tracing::debug!(?settings, "the settings");
-    let shutdown = shutdown()?;
     let metrics = telemetry::init_metrics()?;
     let listeners = Listeners::bind(&settings).await?;
     let at = |listener: &tokio::net::TcpListener| listener.local_addr().map(|address| address.to_string());
@@ -198,25 +201,4 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         tracing::info!(url = format!("http://{}/metrics", at(listener)?), "metrics");
     }
     Ok(server::run(settings, listeners, Some(metrics), shutdown).await?)
-}
-
-/// Ends at the first SIGTERM or SIGINT; from then on another one ends the process.
-fn shutdown() -> io::Result<impl Future<Output = ()>> {
-    let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
-    Ok(async move {
-        first(&mut signals).await;
-        tokio::spawn(async move {
-            first(&mut signals).await;
-            tracing::warn!("a second signal: ending at once");
-            telemetry::end_log();
-            std::process::exit(STOPPED);
-        });
-    })
-}
-
-async fn first([terminate, interrupt]: &mut [Signal; 2]) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

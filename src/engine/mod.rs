@@ -22,7 +22,7 @@ use crate::processor::{Draft, Picture, Processor};
 use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::worker::{self, Post};
 
-use pool::Pool;
+use pool::{Cost, Pool};
 use results::{Follow, Key, Lead, Lookup, Results};
 
 /// Bytes of JSON and base64 that are read in about the time that it takes to admit an item.
@@ -148,8 +148,9 @@ impl Engine {
     where
         S: Scorer + 'static,
     {
-        let pool = |name| Pool::new(name, settings.processor_threads);
-        let (admission, preparation) = (pool("admission")?, pool("processor")?);
+        let pool = |name, memory| Pool::new(name, settings.processor_threads, memory);
+        let admission = pool("admission", usize::MAX)?;
+        let preparation = pool("processor", settings.limits.max_decode_bytes)?;
         let processor = Arc::new(loaded.processor);
         let probe = probe(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
         let least_cost = probe.tokens();
@@ -236,7 +237,7 @@ impl Engine {
         bytes: usize,
         work: impl FnOnce() -> Result<T, ScoreError> + Send + 'static,
     ) -> Result<T, ScoreError> {
-        self.admission.run(claim, 1 + bytes / ADMISSION_BYTES, work).await
+        self.admission.run(claim, Cost { time: 1 + bytes / ADMISSION_BYTES, memory: 0 }, work).await
     }
 
     /// Checks an item and finds out what it costs, without decoding its picture.
@@ -251,7 +252,8 @@ impl Engine {
     ) -> Result<Admitted, ScoreError> {
         let start = Instant::now();
         let processor = Arc::clone(&self.processor);
-        let draft = self.admission.run(claim, 1, move || processor.admit(&prompt, picture)).await?;
+        let cost = Cost { time: 1, memory: 0 };
+        let draft = self.admission.run(claim, cost, move || processor.admit(&prompt, picture)).await?;
         Ok(Admitted { draft, took: start.elapsed() })
     }
 
@@ -293,7 +295,10 @@ impl Engine {
     /// Prepares an item on the pool, unless its score is known or another prepares it.
     async fn prepare(&self, draft: Draft, key: Option<Key>, claim: &Claim) -> Result<Step, ScoreError> {
         let (processor, results) = (Arc::clone(&self.processor), Arc::clone(&self.results));
-        let (cost, mut hasher) = (draft.tokens(), self.seed.clone());
+        // The larger a picture, the longer it takes, in about the same measure.
+        let memory = draft.memory();
+        let cost = Cost { time: memory >> 10, memory };
+        let mut hasher = self.seed.clone();
         let work = move || {
             let key = key.unwrap_or_else(|| {
                 draft.digest_into(&mut hasher);

@@ -11,10 +11,10 @@ use http::Request;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
-use super::base64::Base64;
+use super::json::{Base64, Structured};
 use super::{Edge, Reply, item};
 use crate::engine::ModelInfo;
-use crate::error::ScoreError;
+use crate::error::{ScoreError, brief};
 use crate::proto;
 use crate::service::status;
 
@@ -24,8 +24,8 @@ const NAMED: usize = 5;
 /// The body of `POST /compute`. Pictures that a prompt was about, and videos, are nothing to this reward.
 #[derive(Deserialize)]
 struct ComputeRequest {
-    prompt: Vec<String>,
-    image: Option<Vec<Base64>>,
+    prompt: Structured<Vec<String>>,
+    image: Option<Structured<Vec<Base64>>>,
 }
 
 /// The answer: all the rewards in their order, or none.
@@ -38,23 +38,24 @@ pub(super) enum ComputeResponse {
 
 /// `POST /compute`.
 pub(super) async fn compute(State(edge): State<Edge>, request: Request<Body>) -> Reply<ComputeResponse> {
-    let (items, extensions) = edge.read(request, items).await?;
-    let outcomes = edge.score(items, extensions).await?;
+    let (items, call) = edge.read(request, items).await?;
+    let outcomes = edge.score(items, call).await?;
     let failed: Vec<&str> =
         outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(String::as_str).collect();
     if !failed.is_empty() {
         let named: Vec<&str> = failed.iter().copied().take(NAMED).collect();
         let more = if failed.len() > named.len() { "; …" } else { "" };
         let (count, all) = (failed.len(), outcomes.len());
-        let said = format!("{count} of {all} pictures have no score: {}{more}", named.join("; "));
+        let named = named.join("; ");
+        let said = brief(format_args!("{count} of {all} pictures have no score: {named}{more}"));
         return Ok(Json(ComputeResponse::Error(said)));
     }
     Ok(Json(ComputeResponse::Rewards(outcomes.iter().flatten().map(|score| score.mean.into()).collect())))
 }
 
 fn items(asked: ComputeRequest, _: &ModelInfo) -> Result<Vec<proto::ScoreItem>, Status> {
-    let ComputeRequest { prompt: prompts, image } = asked;
-    let images = image.unwrap_or_default();
+    let ComputeRequest { prompt: Structured(prompts), image } = asked;
+    let images = image.map(|Structured(images)| images).unwrap_or_default();
     if prompts.len() != images.len() {
         let reason =
             format!("has {} pictures for {} prompts; send one for each", images.len(), prompts.len());

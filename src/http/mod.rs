@@ -4,8 +4,8 @@
 //! the message of the contract, and what comes back becomes JSON. `unirl` and `flow_factory` hold a framework's form
 //! each, and `refusal` says a gRPC status as HTTP does.
 
-mod base64;
 mod flow_factory;
+mod json;
 mod refusal;
 mod unirl;
 
@@ -17,33 +17,37 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Json;
 use axum::routing::{get, post};
-use bytes::Bytes;
-use http::{Extensions, Request, Response};
+use bytes::{Bytes, BytesMut};
+use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use memchr::memchr2;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Status};
 use tower::ServiceExt;
 use tower::util::MapResponse;
 
+use crate::caller::{Claim, Priority};
 use crate::engine::ModelInfo;
-use crate::error::ScoreError;
+use crate::error::{ScoreError, quoted};
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
-use crate::service::{Handlers, claim, http_path};
+use crate::service::{Handlers, claim, http_path, of_sender};
 
 pub use refusal::translate;
-use refusal::{Refused, too_large};
+use refusal::{Refused, too_large, wrong_method};
 use unirl::Reward;
 
 /// The most values that a body may have for each item that a request may have, and for one more. They take up to fifty times
 /// as much memory as their text.
 const MOST_VALUES: usize = 64;
+
+/// Says how urgent a call is; so does a path that begins with `/evaluation`, for clients that have nothing but a URL.
+const PRIORITY: &str = "x-spatialscore-priority";
 
 /// What a handler gives.
 type Reply<T> = Result<Json<T>, Refused>;
@@ -71,7 +75,7 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize) -
         .route(http_path::SCORE, post(unirl::score))
         .route(http_path::COMPUTE, post(flow_factory::compute))
         .fallback(elsewhere)
-        .method_not_allowed_fallback(elsewhere)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(Edge { handlers, serving, most });
     ServiceExt::<Request<Body>>::map_response(router, |response| response.map(Body::new))
 }
@@ -89,21 +93,22 @@ async fn health(State(edge): State<Edge>) -> (StatusCode, Json<Value>) {
 }
 
 impl Edge {
-    /// Reads a call's body, and makes of it what `work` does, on the threads that admit items. Gives the request's
-    /// extensions too, which say whose call it is.
+    /// Reads a call's body, and makes of it what `work` does, on the threads that admit items. Says too whose call it is,
+    /// and how urgent.
     async fn read<T, W>(
         &self,
         request: Request<AxumBody>,
         work: impl FnOnce(T, &ModelInfo) -> Result<W, Status> + Send + 'static,
-    ) -> Result<(W, Extensions), Refused>
+    ) -> Result<(W, Call), Refused>
     where
         T: DeserializeOwned,
         W: Send + 'static,
     {
         let (parts, body) = request.into_parts();
+        let priority = priority(&parts.headers, parts.extensions.get())?;
         let body = whole(body, self.most).await?;
         let engine = self.handlers.engine()?;
-        let claim = claim(&parts.extensions);
+        let claim = Claim { priority, ..claim(&parts.extensions) };
         // An overloaded server refuses before it works.
         engine.expect_room(&claim, 1)?;
         let (bytes, model) = (body.len(), engine.info().clone());
@@ -112,28 +117,53 @@ impl Edge {
             if has_more_values(&body, most_values) {
                 return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
             }
-            // Says where in the body what is wrong.
-            let read =
-                Json::from_bytes(&body).map_err(|fault| ScoreError::invalid("body", fault.body_text()));
-            read.map(|Json(message)| work(message, &model))
+            let read = json::read(&body).map_err(|fault| ScoreError::invalid("body", fault));
+            read.map(|message| work(message, &model))
         };
-        Ok((engine.unpack(&claim, bytes, work).await??, parts.extensions))
+        let work = engine.unpack(&claim, bytes, work).await??;
+        Ok((work, Call { priority, extensions: parts.extensions }))
     }
 
     /// Scores items as a `Score` call does: one result each, in their order.
     async fn score(
         &self,
         items: Vec<proto::ScoreItem>,
-        extensions: Extensions,
+        Call { priority, extensions }: Call,
     ) -> Result<Vec<Result<proto::Score, String>>, Refused> {
         // A rank that has nothing this time asks all the same.
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        let message = proto::ScoreRequest { items, ..Default::default() };
+        let priority = match priority {
+            Priority::Training => proto::Priority::Training,
+            Priority::Evaluation => proto::Priority::Evaluation,
+        };
+        let message = proto::ScoreRequest { items, priority: priority.into(), ..Default::default() };
         let request = tonic::Request::from_parts(MetadataMap::new(), extensions, message);
         let results = self.handlers.score(request).await?.into_inner().results;
         Ok(results.into_iter().map(outcome).collect())
+    }
+}
+
+/// Whose a call is, and how urgent.
+struct Call {
+    priority: Priority,
+    /// What the layers have said of it.
+    extensions: Extensions,
+}
+
+/// How urgent a call is: by the beginning of its `path`, or by its header. Where they say different things, neither is
+/// believed.
+fn priority(headers: &HeaderMap, path: Option<&Priority>) -> Result<Priority, ScoreError> {
+    let Some(value) = headers.get(PRIORITY) else { return Ok(path.copied().unwrap_or_default()) };
+    let named = |priority: &Priority| priority.name().as_bytes() == value.as_bytes();
+    match Priority::ALL.into_iter().find(named) {
+        Some(priority) if path.is_none_or(|&path| path == priority) => Ok(priority),
+        Some(_) => Err(ScoreError::invalid(PRIORITY, "is not what the path says; leave one of them out")),
+        None => {
+            let value = quoted(&String::from_utf8_lossy(value.as_bytes()));
+            Err(ScoreError::invalid(PRIORITY, format!("is {value}; there are training and evaluation")))
+        }
     }
 }
 
@@ -185,15 +215,17 @@ async fn whole(body: AxumBody, most: usize) -> Result<Bytes, Refused> {
     if body.size_hint().lower() > most as u64 {
         return Err(too_large(most));
     }
-    match Limited::new(body, most).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(most)),
-        Err(error) => match Status::from_error(error) {
-            // Not of our own layers: the connection broke.
-            status if status.code() == Code::Unknown => Err(ScoreError::Cancelled.into()),
-            status => Err(status.into()),
-        },
+    let mut bytes = BytesMut::with_capacity(usize::try_from(body.size_hint().lower()).unwrap_or(most));
+    let mut body = Limited::new(body, most);
+    while let Some(frame) = body.frame().await {
+        match frame.map(http_body::Frame::into_data) {
+            Ok(Ok(data)) => bytes.extend_from_slice(&data),
+            Ok(Err(_trailers)) => {}
+            Err(error) if error.is::<LengthLimitError>() => return Err(too_large(most)),
+            Err(error) => return Err(of_sender(Status::from_error(error)).into()),
+        }
     }
+    Ok(bytes.freeze())
 }
 
 #[cfg(test)]

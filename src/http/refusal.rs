@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body as AxumBody;
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::ext::ReasonPhrase;
 use serde_json::json;
@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt, service_fn};
 
+use crate::caller::Priority;
 use crate::error::ScoreError;
 use crate::service::{Handlers, http_path, of_call};
 
@@ -52,6 +53,29 @@ pub(super) fn too_large(most: usize) -> Refused {
     Refused(Status::with_error_details(Code::OutOfRange, format!("body: {reason}"), details))
 }
 
+/// The refusal of a method that a path does not have. gRPC has no code for it.
+pub(super) async fn wrong_method(uri: Uri) -> Refused {
+    Refused(Status::unimplemented(format!("this path takes {} and no other method", methods(uri.path()))))
+}
+
+/// What a path takes.
+fn methods(path: &str) -> &'static str {
+    if [http_path::SCORE, http_path::COMPUTE].contains(&path) { "POST" } else { "GET, HEAD" }
+}
+
+/// Takes the name of a priority off the beginning of a path, for clients that have nothing but a URL.
+fn priority_of_path(uri: &mut Uri) -> Option<Priority> {
+    let whole = uri.path_and_query()?.as_str();
+    let (priority, rest) = Priority::ALL.into_iter().find_map(|priority| {
+        let rest = whole.strip_prefix('/')?.strip_prefix(priority.name())?;
+        rest.starts_with('/').then(|| Some((priority, rest.parse().ok()?)))?
+    })?;
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    *uri = Uri::from_parts(parts).ok()?;
+    Some(priority)
+}
+
 /// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again: neither UniRL's client
 /// nor Flow-Factory's waits by itself for as long as it is told.
 pub fn translate<S>(
@@ -65,10 +89,14 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    service_fn(move |request: Request<Body>| {
+    service_fn(move |mut request: Request<Body>| {
         let (calls, handlers) = (calls.clone(), handlers.clone());
         async move {
+            if let Some(priority) = priority_of_path(request.uri_mut()) {
+                request.extensions_mut().insert(priority);
+            }
             let compute = request.uri().path() == http_path::COMPUTE;
+            let methods = methods(request.uri().path());
             let response = calls.oneshot(request).await?;
             let Some(status) = Status::from_header_map(response.headers()) else { return Ok(response) };
             let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
@@ -82,7 +110,11 @@ where
                 StatusCode::BAD_REQUEST if compute => StatusCode::OK,
                 code => code,
             };
-            Ok(refusal(response, &status, code, wait - held))
+            let mut refused = refusal(response, &status, code, wait - held);
+            if code == StatusCode::METHOD_NOT_ALLOWED {
+                refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+            }
+            Ok(refused)
         }
     })
 }
@@ -94,6 +126,9 @@ fn http_code(code: Code) -> StatusCode {
         Code::OutOfRange => StatusCode::PAYLOAD_TOO_LARGE,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,
         Code::NotFound => StatusCode::NOT_FOUND,
+        Code::Unimplemented => StatusCode::METHOD_NOT_ALLOWED,
+        // For the log of a proxy: who would read it has left.
+        Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,

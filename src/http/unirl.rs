@@ -5,29 +5,33 @@
 //! 4xx; the one before it tries again on all. Both take an item for failed that is left out of `results`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Json;
 use http::Request;
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tonic::Status;
 
-use super::base64::Base64;
+use super::json::{Base64, Structured};
 use super::{Edge, Reply, item};
 use crate::engine::ModelInfo;
-use crate::error::ScoreError;
+use crate::error::{ScoreError, quoted};
 use crate::model::checkpoint::Output;
 use crate::proto;
 use crate::service::status;
 
 /// The only version of the protocol. Clients before it name none.
 const PROTOCOL: &str = "1";
+/// The most bytes of a name that a client gives to a sample and reads again beside its result.
+const MOST_NAME: usize = 256;
 
 /// What can be asked for. The standard deviation is a reward of its own, which only those have who name it: beside the
 /// mean, under one name, it would be averaged with it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reward {
     Spatialscore,
@@ -54,18 +58,46 @@ impl Reward {
     }
 }
 
+/// By hand, since serde would quote whole what it does not know.
+impl<'de> Deserialize<'de> for Reward {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Reward;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a reward's name")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Reward, E> {
+                match name {
+                    "spatialscore" => Ok(Reward::Spatialscore),
+                    "spatialscore_stddev" => Ok(Reward::SpatialscoreStddev),
+                    other => {
+                        let other = quoted(other);
+                        Err(E::custom(format!(
+                            "unknown reward {other}; there are spatialscore and spatialscore_stddev"
+                        )))
+                    }
+                }
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
 /// The body of `POST /score`.
 #[derive(Deserialize)]
 struct ScoreRequest {
     protocol_version: Option<String>,
-    requests: Vec<Sample>,
+    requests: Structured<Vec<Structured<Sample>>>,
 }
 
 #[derive(Deserialize)]
 struct Sample {
     /// The last turn has the prompt and the picture that count.
-    history: Vec<Turn>,
-    required_rewards: Vec<Reward>,
+    history: Structured<Vec<Structured<Turn>>>,
+    required_rewards: Structured<Vec<Reward>>,
     #[serde(flatten)]
     identity: Identity,
 }
@@ -76,7 +108,7 @@ struct Turn {
     image_b64: Option<Base64>,
 }
 
-/// What a client of protocol 1 expects to read again beside each result.
+/// What a client of protocol 1 expects to read again beside each result: nulls, numbers, and short texts.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(default)]
 struct Identity {
@@ -88,6 +120,26 @@ struct Identity {
     idempotency_key: Value,
     /// The checkpoint that must score, where the client pins one; in the answer the one that did.
     scorer_version: Option<String>,
+}
+
+impl Identity {
+    /// The first of the names that is none.
+    fn fault(&self) -> Option<&'static str> {
+        let names = [
+            ("request_id", &self.request_id),
+            ("sample_id", &self.sample_id),
+            ("group_id", &self.group_id),
+            ("source_rank", &self.source_rank),
+            ("policy_version", &self.policy_version),
+            ("idempotency_key", &self.idempotency_key),
+        ];
+        let is_name = |value: &Value| match value {
+            Value::String(text) => text.len() <= MOST_NAME,
+            Value::Array(_) | Value::Object(_) => false,
+            _ => true,
+        };
+        names.into_iter().find(|(_, value)| !is_name(value)).map(|(name, _)| name)
+    }
 }
 
 /// The answer. What has no score stands in `errors` and not in `results`.
@@ -109,8 +161,8 @@ pub(super) async fn rewards(State(edge): State<Edge>) -> Reply<Value> {
 
 /// `POST /score`.
 pub(super) async fn score(State(edge): State<Edge>, request: Request<Body>) -> Reply<ScoreResponse> {
-    let (Work { mut answer, wanted, items }, extensions) = edge.read(request, Work::of).await?;
-    let outcomes = edge.score(items, extensions).await?;
+    let (Work { mut answer, wanted, items }, call) = edge.read(request, Work::of).await?;
+    let outcomes = edge.score(items, call).await?;
     for (rewards, outcome) in wanted.into_iter().zip(outcomes) {
         let (mut scores, mut errors) = (BTreeMap::new(), BTreeMap::new());
         for reward in rewards {
@@ -134,31 +186,38 @@ struct Work {
 
 impl Work {
     fn of(asked: ScoreRequest, model: &ModelInfo) -> Result<Self, Status> {
-        let ScoreRequest { protocol_version, requests } = asked;
+        let ScoreRequest { protocol_version, requests: Structured(requests) } = asked;
         if let Some(other) = protocol_version.as_ref().filter(|&version| version != PROTOCOL) {
-            let reason = format!("is {other:?}; only {PROTOCOL:?} is spoken here");
+            let reason = format!("is {}; only {PROTOCOL:?} is spoken here", quoted(other));
             return Err(status(&ScoreError::invalid("protocol_version", reason), ""));
         }
         let (mut wanted, mut items, mut identities) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, Sample { mut history, required_rewards, mut identity }) in
-            requests.into_iter().enumerate()
-        {
+        for (index, Structured(sample)) in requests.into_iter().enumerate() {
+            let Sample {
+                history: Structured(mut history),
+                required_rewards: Structured(rewards),
+                mut identity,
+            } = sample;
             let refuse =
                 |field, reason| status(&ScoreError::invalid(field, reason), &format!("requests[{index}]."));
+            if let Some(name) = identity.fault() {
+                let reason = format!("must be null, a number, or a text of at most {MOST_NAME} bytes");
+                return Err(refuse(name, reason));
+            }
             let served = Some(model.revision.clone());
             let pinned = std::mem::replace(&mut identity.scorer_version, served);
             if let Some(other) = pinned.filter(|pinned| *pinned != model.revision) {
-                let reason = format!("is pinned to {other:?}; this server has {:?}", model.revision);
+                let reason = format!("is pinned to {}; this server has {:?}", quoted(&other), model.revision);
                 return Err(refuse("scorer_version", reason));
             }
-            let Some(Turn { text, image_b64: Some(Base64(file)) }) = history.pop() else {
+            let Some(Structured(Turn { text, image_b64: Some(Base64(file)) })) = history.pop() else {
                 return Err(refuse(
                     "history",
                     "its last turn has no image_b64; only pictures are scored".into(),
                 ));
             };
             items.push(item(text, file));
-            wanted.push(required_rewards);
+            wanted.push(rewards);
             identities.push(identity);
         }
         // A client from before the protocol had versions looks for none of this.

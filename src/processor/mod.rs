@@ -6,6 +6,7 @@
 
 mod config;
 mod decode;
+mod footprint;
 mod image;
 mod prompt;
 mod resample;
@@ -19,6 +20,7 @@ pub use self::image::{SizeError, smart_resize};
 
 use self::config::PictureConfig;
 use self::decode::Format;
+use self::footprint::footprint;
 use self::image::Geometry;
 use self::prompt::PromptEncoder;
 use self::resample::Rgb;
@@ -92,6 +94,7 @@ pub enum Picture {
 pub struct Draft {
     input_ids: Vec<u32>,
     source: Source,
+    memory: usize,
 }
 
 impl Draft {
@@ -103,6 +106,11 @@ impl Draft {
     /// What the item costs: text and visual tokens together, exactly as in the [`Sample`] to come.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
+    }
+
+    /// The bytes that [`Processor::prepare`] will take at most, beside those of the picture as it was sent.
+    pub fn memory(&self) -> usize {
+        self.memory
     }
 
     /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
@@ -209,7 +217,9 @@ impl Processor {
                 ),
             ));
         }
-        Ok(Draft { input_ids, source })
+        let pixels = u64::from(source.width) * u64::from(source.height);
+        let memory = footprint(source.format, pixels, size.0 * size.1);
+        Ok(Draft { input_ids, source, memory })
     }
 
     /// Decodes, turns, resizes and cuts the picture.
@@ -218,7 +228,7 @@ impl Processor {
     ///
     /// [`ScoreError::Invalid`] for a picture that is truncated or corrupt.
     pub fn prepare(&self, draft: Draft) -> Result<Sample, ScoreError> {
-        let Draft { input_ids, source } = draft;
+        let Draft { input_ids, source, .. } = draft;
         let field = source.field();
         let refuse = |reason: String| ScoreError::invalid(field, reason);
         let Source { width, height, bytes, format } = source;

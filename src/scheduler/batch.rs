@@ -32,6 +32,14 @@ impl<T> Plan<T> {
 }
 
 impl<T> Fair<T> {
+    /// The item whose turn it is: the first of the next batch.
+    pub fn head(&self) -> Option<&T> {
+        let training = self.training.waiting.values().next();
+        let evaluation = self.evaluation.waiting.values().next();
+        let credit = self.owed / TRAINING_PER_EVALUATION;
+        evaluation.filter(|entry| entry.cost <= credit).or(training).or(evaluation).map(|entry| &entry.item)
+    }
+
     /// Takes the next batch: what is there now, in its turn, samples of similar length together.
     ///
     /// The item whose turn it is goes in any case. An item may be passed over a few times for others that are nearer
@@ -125,6 +133,24 @@ mod tests {
 
     fn training(queue: &mut Fair<usize>, name: &str, costs: impl IntoIterator<Item = usize>) {
         costs.into_iter().for_each(|cost| queue.push(&caller(name), Priority::Training, cost, cost));
+    }
+
+    #[test]
+    fn the_head_is_what_a_batch_of_one_takes() {
+        let mut queue = Fair::default();
+        let mut number = 0_usize;
+        let mut next = || {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            number >> 33
+        };
+        for step in 0..10_000 {
+            for _ in 0..next() % 3 {
+                let priority = Priority::ALL[next() % 2];
+                queue.push(&caller(&(next() % 4).to_string()), priority, next() % 1000, (step, next()));
+            }
+            let head = queue.head().copied();
+            assert_eq!(head, queue.take_batch(BatchBudget { tokens: usize::MAX, items: 1 }).pop());
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ pub(super) type Place = (u64, u64);
 /// with a caller with one, and nobody's turn depends on how many others came first.
 #[derive(Debug)]
 pub struct Fair<T> {
-    training: Lane<T>,
-    evaluation: Lane<T>,
+    pub(super) training: Lane<T>,
+    pub(super) evaluation: Lane<T>,
     /// Training tokens that went before evaluation while it waited, less what it has had for them.
     pub(super) owed: usize,
 }

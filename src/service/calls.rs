@@ -19,7 +19,7 @@ use tracing::{Instrument, Level, Span};
 use super::gate::Place;
 use super::http_path;
 use super::status::{label, level, of_transport, status};
-use crate::error::ScoreError;
+use crate::error::{MOST_TEXT, ScoreError, brief};
 use crate::telemetry::{REQUEST_DURATION, REQUESTS};
 use crate::trace;
 
@@ -202,7 +202,7 @@ impl http_body::Body for Watched {
                 if self.inner.is_end_stream() {
                     self.call.end(Code::Ok, "");
                 }
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map(with_brief_text)))
             }
             Poll::Pending => {
                 let expired =
@@ -229,12 +229,25 @@ impl http_body::Body for Watched {
     }
 }
 
+/// Trailers whose text quotes what a caller sent, as those of reflection do, quote its beginning.
+fn with_brief_text<T>(frame: Frame<T>) -> Frame<T> {
+    let trailers = match frame.into_trailers() {
+        Ok(trailers) => trailers,
+        Err(frame) => return frame,
+    };
+    let status = Status::from_header_map(&trailers).filter(|status| status.message().len() > MOST_TEXT);
+    let mut ours = HeaderMap::new();
+    let said = status.map(|status| Status::new(status.code(), brief(status.message())).add_header(&mut ours));
+    Frame::trailers(if matches!(said, Some(Ok(()))) { ours } else { trailers })
+}
+
 /// The method of a path, of those there are, or over HTTP the path: what a caller makes up is no label.
 fn rpc(path: &str) -> &'static str {
     if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
         return known;
     }
-    const METHODS: [&str; 6] = ["Score", "ScoreStream", "GetModel", "Check", "Watch", "ServerReflectionInfo"];
+    const METHODS: [&str; 7] =
+        ["Score", "ScoreStream", "GetModel", "Check", "List", "Watch", "ServerReflectionInfo"];
     let method = path.rsplit('/').next().unwrap_or_default();
     METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
 }

@@ -8,6 +8,8 @@ mod calls;
 mod convert;
 mod framing;
 mod gate;
+mod grpc_only;
+mod health;
 mod in_flight;
 mod punctual;
 mod status;
@@ -25,14 +27,16 @@ use tracing::Instrument;
 
 use crate::caller::{Caller, Claim, Priority};
 use crate::engine::{Admitted, Answer, Engine};
-use crate::error::ScoreError;
+use crate::error::{ScoreError, brief};
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
 use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
 pub use gate::{Gate, Gated, Peer};
-pub use status::{label as code_name, of_call, status};
+pub use grpc_only::grpc_only;
+pub use health::Health;
+pub use status::{label as code_name, of_call, of_sender, status};
 
 /// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.
 pub mod http_path {
@@ -249,7 +253,8 @@ async fn admit_streamed(
         Ok(Placed { item, permit, claim })
     }
     .await;
-    (id, placed)
+    // One that is refused for its length is not said again whole.
+    (brief(id), placed)
 }
 
 /// Scores a stream's item, on a task of its own until the stream ends: nothing asks for the answers of a caller that does

@@ -12,7 +12,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::framing::Framing;
-use super::status::status;
+use super::status::{of_sender, status};
 use crate::error::ScoreError;
 
 /// A body whose messages must arrive whole within a time of their first byte. A stream may be silent between two
@@ -50,7 +50,7 @@ impl http_body::Body for Punctual {
             if unseen || !(self.whole || self.framing.within_message()) {
                 self.timer = None;
             }
-            return Poll::Ready(frame);
+            return Poll::Ready(frame.map(|frame| frame.map_err(of_sender)));
         }
         if !(self.whole || self.framing.within_message()) {
             return Poll::Pending;

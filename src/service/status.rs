@@ -1,5 +1,8 @@
 //! The one table of errors: what a [`ScoreError`] is on the wire, in the metrics and in the log.
 
+use std::error::Error;
+use std::io;
+use std::iter::successors;
 use std::time::Duration;
 
 use metrics::counter;
@@ -8,7 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::Level;
 
-use crate::error::ScoreError;
+use crate::error::{MOST_TEXT, ScoreError, brief};
 use crate::telemetry::CALLS_REFUSED;
 
 /// When a caller with too many calls or bytes may look again whether some have ended: only it could know better.
@@ -86,11 +89,11 @@ pub fn level(code: Code) -> Level {
 /// where the field is the request's own.
 pub fn status(error: &ScoreError, place: &str) -> Status {
     let mut details = ErrorDetails::new();
-    let mut message = error.to_string();
+    let mut message = brief(error);
     match error {
         ScoreError::Invalid { field, reason } => {
             details.add_bad_request_violation(format!("{place}{field}"), reason);
-            message = format!("{place}{message}");
+            message = brief(format_args!("{place}{error}"));
         }
         ScoreError::QueueFull { retry_after } | ScoreError::ExpectedLate { retry_after, .. } => {
             details.set_retry_info(Some(*retry_after));
@@ -130,6 +133,22 @@ pub fn item_status(error: &ScoreError, place: &str) -> tonic_types::Status {
     }
 }
 
+/// What became of a body that its sender did not bring to its end: a call that is given up, or framing that nobody can
+/// read. A status of our own layers stays as it is.
+pub fn of_sender(status: Status) -> Status {
+    if !status.details().is_empty() {
+        return status;
+    }
+    let unread = successors(status.source(), |&cause| cause.source())
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData));
+    of_call(&if unread {
+        ScoreError::invalid("body", "its chunks are not framed as HTTP has it")
+    } else {
+        ScoreError::Cancelled
+    })
+}
+
 /// A refusal by tonic itself, in the words of our contract: there a message that is over the limit or no message at
 /// all is an invalid argument, and `RESOURCE_EXHAUSTED` and `INTERNAL` are never what the caller sent.
 ///
@@ -138,14 +157,15 @@ pub fn of_transport(status: Status) -> Status {
     if !status.details().is_empty() {
         return status;
     }
-    let reason = status.message();
+    let reason = brief(status.message());
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted | Code::Internal => {
             let mut details = ErrorDetails::new();
-            details.add_bad_request_violation("message", reason);
-            let message = format!("the message cannot be read: {reason}");
+            details.add_bad_request_violation("message", &reason);
+            let message = brief(format_args!("the message cannot be read: {reason}"));
             Status::with_error_details(Code::InvalidArgument, message, details)
         }
+        code if status.message().len() > MOST_TEXT => Status::new(code, reason),
         _ => status,
     }
 }

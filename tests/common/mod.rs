@@ -1,6 +1,7 @@
 //! A real server on a free port, with a device that a test can hold, look into, and let fail.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod large;
 pub mod process;
 pub mod raw;
 
@@ -300,6 +301,7 @@ impl TestServer {
         let load = move |settings: &Settings| Ok(loaded(settings, makers));
         let serving = tokio::spawn(server::serve(settings, listener, Some(http_listener), load, async {
             let _ = told.await;
+            std::future::pending()
         }));
         let device = Arc::clone(&devices[0]);
         let release = ReleaseOnDrop(devices.clone());

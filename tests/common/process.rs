@@ -108,6 +108,12 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
+    /// Has the peak of its memory (`VmHWM`) counted anew, and gives what it has now.
+    pub fn reset_peak(&self) -> u64 {
+        std::fs::write(format!("/proc/{}/clear_refs", self.process.id()), "5").unwrap();
+        self.memory("VmRSS")
+    }
+
     /// The exit code.
     pub fn code(self) -> Option<i32> {
         self.end().0
