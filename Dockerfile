@@ -2,7 +2,7 @@
 # docker build -t spatialscore --build-arg CUDA=1 .     NVIDIA GPUs too (the host needs a driver for CUDA 13)
 FROM rust:1.95-bookworm AS build
 ARG CUDA
-RUN apt-get update && apt-get install -y --no-install-recommends python3-venv make g++ && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv make g++ nasm && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Makefile ./
 COPY scripts scripts

@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 
+# libjpeg's assembly is built where there is nasm; without it JPEG is decoded by plain C, in twice the time.
+export PATH := $(PATH):$(CURDIR)/.cache/nasm
+
 # Everything is built with one profile, so that what is tested is what is served.
 CARGO := cargo
 BINARY := target/release/spatialscore
@@ -31,8 +34,13 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 	$(PYTHON) $< $(@D)
 	@touch $@
 
-.cache/prometheus/promtool: scripts/prometheus.sh
-	$< $(@D)
+.cache/prometheus/promtool: scripts/debian.sh
+	$< prometheus $(@D) prometheus promtool
+	@touch $@
+
+.cache/nasm/tried: scripts/debian.sh
+	@mkdir -p $(@D)
+	@command -v nasm > /dev/null || $< nasm $(@D) nasm || echo "There is no nasm: JPEG will be decoded in twice the time."
 	@touch $@
 
 .venv/test/installed: scripts/python_env.py tests/requirements.txt
@@ -54,7 +62,7 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 	.venv/frameworks/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
 	@touch $@
 
-build: libtorch ## Build the server
+build: libtorch .cache/nasm/tried ## Build the server
 	$(CARGO) build --release --bin spatialscore
 
 demo: build ## Start the server, score the sample pictures through its socket, stop it
@@ -63,7 +71,7 @@ demo: build ## Start the server, score the sample pictures through its socket, s
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
 
-lint: libtorch ## Formatting, clippy, rustdoc: no warnings
+lint: libtorch .cache/nasm/tried ## Formatting, clippy, rustdoc: no warnings
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml

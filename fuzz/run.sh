@@ -23,7 +23,8 @@ if [ -n "${BLIND:-}" ]; then
     exit
 fi
 
-# What cargo-fuzz asks of the compiler, without the sanitizers: the code is safe Rust, and libtorch has none of them.
+# What cargo-fuzz asks of the compiler, without the sanitizers: the code is safe Rust but
+# for one door to libjpeg, and neither C library has them.
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks --cfg fuzzing"

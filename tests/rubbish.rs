@@ -87,6 +87,8 @@ fn png_parts(bytes: &[u8]) -> (Vec<usize>, usize) {
 fn jpeg_parts(bytes: &[u8]) -> (Vec<usize>, usize) {
     let (mut parts, mut at) = (vec![0, 1], 2);
     loop {
+        // Fill bytes may stand before a marker.
+        at += bytes[at + 1..].iter().take_while(|&&byte| byte == 0xff).count();
         let length = usize::from(bytes[at + 2]) << 8 | usize::from(bytes[at + 3]);
         parts.extend([at, at + 1, at + 2, at + 3, at + 2 + length / 2]);
         if bytes[at + 1] == 0xda {

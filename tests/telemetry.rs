@@ -48,10 +48,12 @@ fn prometheus(program: &str) -> Option<PathBuf> {
     static FETCH: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one_at_a_time = FETCH.lock().unwrap();
     if !path.exists() {
-        let fetched = Command::new(Path::new(ROOT).join("scripts/prometheus.sh")).arg(&folder).status();
+        let script = Path::new(ROOT).join("scripts/debian.sh");
+        let fetched =
+            Command::new(script).arg("prometheus").arg(&folder).args(["prometheus", "promtool"]).status();
         if !fetched.is_ok_and(|status| status.success()) {
             assert!(!required, "{} is missing and cannot be fetched", path.display());
-            eprintln!("SKIPPED, AND NOTHING WAS TESTED: no {program}; scripts/prometheus.sh cannot fetch it");
+            eprintln!("SKIPPED, AND NOTHING WAS TESTED: no {program}; scripts/debian.sh cannot fetch it");
             return None;
         }
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 pub use self::image::{SizeError, smart_resize};
 
 use self::config::PictureConfig;
-use self::decode::Format;
+use self::decode::{Format, Header};
 use self::footprint::footprint;
 use self::image::Geometry;
 use self::prompt::PromptEncoder;
@@ -116,7 +116,7 @@ impl Draft {
     /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
     /// picture as it was sent.
     pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
-        let Source { width, height, bytes, format } = &self.source;
+        let Source { width, height, bytes, format, .. } = &self.source;
         hasher.update(&(self.input_ids.len() as u64).to_le_bytes());
         for id in &self.input_ids {
             hasher.update(&id.to_le_bytes());
@@ -140,6 +140,8 @@ struct Source {
     bytes: Bytes,
     /// `None` for raw pixels.
     format: Option<Format>,
+    /// Bytes that decoding holds.
+    memory: u64,
 }
 
 impl Source {
@@ -218,7 +220,7 @@ impl Processor {
             ));
         }
         let pixels = u64::from(source.width) * u64::from(source.height);
-        let memory = footprint(source.format, pixels, size.0 * size.1);
+        let memory = footprint(source.memory, pixels, size.0 * size.1);
         Ok(Draft { input_ids, source, memory })
     }
 
@@ -231,7 +233,7 @@ impl Processor {
         let Draft { input_ids, source, .. } = draft;
         let field = source.field();
         let refuse = |reason: String| ScoreError::invalid(field, reason);
-        let Source { width, height, bytes, format } = source;
+        let Source { width, height, bytes, format, .. } = source;
         let picture = match format {
             Some(format) => format.decode(&bytes, (width, height)).map_err(refuse)?,
             None => Rgb { width, height, pixels: bytes },
@@ -262,10 +264,12 @@ impl Processor {
                     return Err(refuse(format!("the file has {held} bytes; it may have {limit}")));
                 }
                 let format = Format::detect(&bytes).map_err(refuse)?;
-                let (width, height) = format.dimensions(&bytes).map_err(refuse)?;
-                Source { width, height, bytes, format: Some(format) }
+                let Header { width, height, memory } = format.header(&bytes).map_err(refuse)?;
+                Source { width, height, bytes, format: Some(format), memory }
             }
-            Picture::Raw { width, height, rgb8 } => Source { width, height, bytes: rgb8, format: None },
+            Picture::Raw { width, height, rgb8 } => {
+                Source { width, height, bytes: rgb8, format: None, memory: 0 }
+            }
         };
         let (width, height) = (source.width, source.height);
         let (pixels, limit) = (u64::from(width) * u64::from(height), self.limits.max_image_pixels);

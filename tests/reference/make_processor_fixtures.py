@@ -17,10 +17,12 @@ OUT is where make_fixtures.py has written; the tokenizer is that of its case `ml
 
 import argparse
 import csv
+import io
 import json
 import random
 import shutil
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from checkpoints import REWARD_TOKEN, SPECIAL, spatial_prompt, write_json
-from pictures import drawing, png
+from pictures import JFIF, adobe, animation, app1, drawing, jpeg, png, png_chunk, raw_profile, tiff
 from reference import Reference
 
 FACTOR = 28
@@ -302,11 +304,83 @@ def write_others(directory, seed):
     save(clear, "lossless_alpha.webp", lossless=True, exact=True)
     save(picture, "exif8.webp", lossless=True, exif=exif(8))
     save(picture, "animated.webp", lossless=True, save_all=True, append_images=[other])
+    write_crafted(directory, seed)
     # Larger, for the resize downwards; and sizes where nothing is left to do, or only in one direction.
     for name, size in (("wide", (190, 70)), ("tall", (50, 210)), ("large", (131, 113)), ("tiny", (9, 13))):
         save(drawing(*size, seed + 3), f"{name}.png")
     for name, size in (("exact", (84, 56)), ("one_way", (84, 61))):
         save(drawing(*size, seed + 4), f"{name}.png")
+
+
+def encoded(image, form="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def write_crafted(directory, seed):
+    """Files that Pillow reads and does not write."""
+    picture, other = drawing(46, 35, seed), drawing(46, 35, seed + 1)
+    write = lambda name, data: (directory / name).write_bytes(data)
+
+    # 4:4:0 has the blocks of 4:2:2 turned on its side, 4:1:1 those of 4:2:0 in a row.
+    write("440.jpg", jpeg(encoded(picture, quality=92, subsampling=1), JFIF, factors=(1, 2), size=(22, 80)))
+    write("411.jpg", jpeg(encoded(picture, quality=92, subsampling=2), JFIF, factors=(4, 1), size=(90, 22)))
+    write("progressive411.jpg", jpeg(encoded(drawing(48, 48, seed), subsampling=2), factors=(4, 1), size=(81, 24)))
+    plain, kept = encoded(picture, quality=90, subsampling=0), encoded(picture, quality=90, keep_rgb=True)
+    inks = encoded(picture.convert("CMYK"), quality=90)
+    # JFIF decides, then Adobe's marker, then the components' ids.
+    for name, data in (("ycc", plain), ("kept", kept)):
+        for ids in ((1, 2, 3), (82, 71, 66), (0, 1, 2)):
+            write(f"{name}_ids{ids[0]}.jpg", jpeg(data, ids=ids))
+            write(f"{name}_jfif_ids{ids[0]}.jpg", jpeg(data, JFIF, ids))
+            for transform in (0, 1, 2):
+                write(f"{name}_adobe{transform}_ids{ids[0]}.jpg", jpeg(data, adobe(transform), ids))
+        write(f"{name}_jfif_adobe0.jpg", jpeg(data, JFIF + adobe(0)))
+    for transform in (0, 1, 2):
+        write(f"inks_adobe{transform}.jpg", jpeg(inks, adobe(transform)))
+    write("inks.jpg", jpeg(inks))
+    # What stands before and behind.
+    write("fill.jpg", plain[:2] + b"\xff\xff" + plain[2:])
+    write("rubbish.jpg", plain + b"rubbish" * 9)
+    write("mpo.jpg", plain + encoded(other.resize((8, 8))))
+    write("hole.jpg", plain[:-300] + plain[-290:])
+
+    for name, exif in (
+        ("short_be", tiff(6, order=">")),
+        ("long", tiff(6, "long")),
+        ("long_be", tiff(8, "long", ">")),
+        ("twice", b"Exif\0\0" + tiff(5)),
+    ):
+        write(f"exif_{name}.jpg", jpeg(plain, app1(b"Exif\0\0" + exif)))
+        write(f"exif_{name}.png", png_chunk(encoded(picture, "PNG"), b"eXIf", exif))
+        write(f"exif_{name}.webp", encoded(picture, "WEBP", lossless=True, exif=exif))
+    text = raw_profile(b"Exif\0\0" + tiff(6))
+    keyword = b"Raw profile type exif\0"
+    write("exif_text.png", png_chunk(encoded(picture, "PNG"), b"tEXt", keyword + text))
+    write("exif_ztxt.png", png_chunk(encoded(picture, "PNG"), b"zTXt", keyword + b"\0" + zlib.compress(text)))
+    # Nobody reads this one.
+    app1_text = b"Raw profile type APP1\0" + text.replace(b"exif", b"APP1")
+    write("exif_app1.png", png_chunk(encoded(picture, "PNG"), b"tEXt", app1_text))
+
+    # Sums and ends that are missing behind the last row.
+    whole = encoded(picture, "PNG")
+    for cut in (1, 12, 15, 18):
+        write(f"cut{cut}.png", whole[:-cut])
+    write("cut16_interlaced.png", png(np.array(picture).astype(int), interlaced=True)[:-16])
+    write("sum.png", whole[:-14] + bytes([whole[-14] ^ 1]) + whole[-13:])
+
+    # The first frame is not blended, whatever it asks for and whatever is behind it.
+    clear = picture.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(picture.size))
+    later = dict(save_all=True, append_images=[other], background=(200, 30, 30, 255))
+    for form, kind in (("lossless", dict(lossless=True)), ("lossy", dict(quality=80))):
+        write(f"{form}_animated.webp", encoded(clear, "WEBP", **later, **kind))
+        still = encoded(clear, "WEBP", exact=True, **kind)
+        write(f"{form}_animated_clear.webp", animation(still, clear.size, clear.size))
+        write(f"{form}_animated_small.webp", animation(still, clear.size, (61, 48), (12, 8)))
+    opaque = encoded(picture, "WEBP", quality=80)
+    write("lossy_animated_opaque.webp", animation(opaque, picture.size, (50, 40), (2, 4)))
 
 
 def unpatched(values, rows, columns):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake import Fake
-from PIL import Image
+from PIL import Image, ImageOps
 
 import spatialscore_client as sc
 from spatialscore_client._proto import spatialscore as pb
@@ -58,6 +58,74 @@ def test_other_modes_are_what_pillow_makes_of_them(mode: str) -> None:
     assert np.array_equal(pixels_of(source(picture)), np.asarray(picture.convert("RGB")))
 
 
+def as_the_server_reads(data: bytes) -> Any:
+    """The pixels of a file as transformers has them: `load_image`, then `convert_to_rgb`."""
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    if picture.info.get("transparency") is not None:
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return np.asarray(picture)
+
+
+def saved(picture: Any, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def turned(value: int, kind: int = 3) -> Any:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    if kind == 4:
+        # As some phones write it: a LONG.
+        return exif.tobytes().replace(b"\x12\x01\x03\0\x01\0\0\0", b"\x12\x01\x04\0\x01\0\0\0")
+    return exif.tobytes()
+
+
+RGB = Image.fromarray(PIXELS[0])
+CLEAR = tuple(int(value) for value in PIXELS[0, 3, 5])
+FILES = {
+    **{f"jpeg{value}": saved(RGB, "JPEG", exif=turned(value)) for value in range(1, 10)},
+    "jpeg_long": saved(RGB, "JPEG", exif=turned(6, kind=4)),
+    "png_exif": saved(RGB, "PNG", exif=turned(5)),
+    "webp_exif": saved(RGB, "WEBP", lossless=True, exif=turned(8)),
+    "rgb_clear": saved(RGB, "PNG", transparency=CLEAR),
+    "grey_clear": saved(RGB.convert("L"), "PNG", transparency=int(PIXELS[0, :, :, 0].min())),
+    "palette_clear": saved(RGB.quantize(8), "PNG", transparency=3),
+    "palette_alphas": saved(RGB.quantize(8), "PNG", transparency=bytes(range(0, 256, 32))),
+    "rgba": saved(Image.fromarray(np.dstack([PIXELS[0], PIXELS[1, :, :, 0]])), "PNG"),
+    "turned_and_clear": saved(RGB, "PNG", transparency=CLEAR, exif=turned(6)),
+    "cmyk": saved(RGB.convert("CMYK"), "JPEG", exif=turned(3)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_has_one_set_of_pixels_whichever_way_it_comes(name: str) -> None:
+    data = FILES[name]
+    expected = as_the_server_reads(data)
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(pixels_of(source(opened)), expected)
+    assert np.array_equal(pixels_of(source(opened), "png"), expected)
+    # What the caller holds is as it was.
+    assert opened.getexif().get(0x0112) == Image.open(io.BytesIO(data)).getexif().get(0x0112)
+    assert source(data).encode("raw") == Encoded(data, None)
+
+
+def test_pictures_that_datasets_has_not_decoded(tmp_path: Path) -> None:
+    data = png(PIXELS[0])
+    file = tmp_path / "picture.png"
+    file.write_bytes(data)
+    held, lying = {"bytes": data, "path": "gone.png"}, {"bytes": None, "path": str(file)}
+    for form in (held, lying, {"bytes": data, "path": None}):
+        assert source(form).encode("jpeg") == Encoded(data, None)
+    wrong_forms: list[dict[str, Any]] = [{}, {"bytes": None, "path": None}, {"bytes": data, "label": 3}]
+    for wrong in (*wrong_forms, {"bytes": None, "path": "gone.png"}):
+        with pytest.raises(PictureError):
+            source(wrong)
+    with pytest.raises(TypeError, match="put it in a list"):
+        sources({"bytes": data, "path": None})
+
+
 def test_files_and_encoded_bytes_go_untouched(tmp_path: Path) -> None:
     data = png(PIXELS[0])
     file = tmp_path / "picture.png"
@@ -81,6 +149,7 @@ def broken_picture() -> Any:
         (PIXELS[0].astype(np.float32), "float32; give uint8"),
         (PIXELS[0, :, :, 0], r"\(24, 40\) of uint8"),
         (PIXELS[0].transpose(2, 0, 1), r"\(3, 24, 40\)"),
+        (PIXELS[0, :0], r"\(0, 40, 3\)"),
         ("no/such/file.png", "there is no file"),
         (None, "is a NoneType"),
     ],
@@ -128,9 +197,24 @@ def test_tensors_on_another_scale_are_refused(scale: Any, text: str) -> None:
     wrong = scale(torch.linspace(0, 1, 48).reshape(3, 4, 4))
     with pytest.raises(PictureError, match=text):
         source(wrong)
-    for shape in ((4, 4, 3), (1, 4, 4), (4, 4)):
-        with pytest.raises(PictureError, match="give \\(3, height, width\\)"):
-            source(torch.zeros(shape))
+    for shape in ((4, 4, 3), (1, 4, 4), (4, 4), (3, 0, 8), (3, 8, 0)):
+        for kind in (torch.float32, torch.uint8):
+            with pytest.raises(PictureError, match="give \\(3, height, width\\)"):
+                source(torch.zeros(shape, dtype=kind))
+
+
+def test_tensors_without_values_in_rows_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    dense = torch.full((2, 3, 4, 4), 0.5)
+    for batch, text in (
+        (dense.to("meta"), "meta device"),
+        (dense.to_sparse(), "sparse_coo"),
+        (dense.byte().to("meta"), "meta device"),
+    ):
+        with pytest.raises(PictureError, match=text):
+            source(batch[0])
+        found = sources(batch)
+        assert [type(item) for item in found] == [PictureError, PictureError]
 
 
 def run(script: str, *arguments: str) -> str:

@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 Codec = Literal["raw", "png", "jpeg"]
 """How pixels are sent: `raw` and `png` change nothing, `jpeg` (quality 95) is smaller and changes scores."""
 
-Picture = Union[str, "os.PathLike[str]", bytes, "PIL.Image.Image", "numpy.ndarray[Any, Any]", "torch.Tensor"]
-"""A path, an encoded file, a PIL image, a uint8 array (H, W, 3), or a tensor (3, H, W): uint8, or float in [0, 1]."""
+Picture = Union[
+    str, "os.PathLike[str]", bytes, "dict[str, Any]", "PIL.Image.Image", "numpy.ndarray[Any, Any]", "torch.Tensor"
+]
+"""A path, an encoded file, a PIL image, a uint8 array (H, W, 3), a tensor (3, H, W): uint8, or float in [0, 1]; or a
+dict of `bytes` and `path`, as `datasets.Image(decode=False)` gives them."""
 
 Pictures = Union[Iterable[Picture], "numpy.ndarray[Any, Any]", "torch.Tensor"]
 """Pictures one by one, or a batch: a uint8 array (B, H, W, 3), or a tensor (B, 3, H, W)."""
+
+# EXIF's tag.
+_ORIENTATION = 0x0112
 
 # How far a float may lie outside [0, 1] for rounding alone; what lies further is on another scale.
 _SLACK = 1e-3
@@ -58,16 +64,16 @@ class Source:
     """A picture that is known to be of a form we send."""
 
     size: tuple[int, int] | None
-    """Width and height, where they are known without decoding."""
-    load: Callable[[], bytes]
-    """Its bytes: `size` says whether they are pixels (rows from the top, RGB) or a file. May raise PictureError."""
+    """Width and height, where they are known without decoding; the sides may be swapped, where EXIF turns it."""
+    load: Callable[[], Encoded]
+    """Its file, or its pixels: rows from the top, RGB. May raise PictureError."""
 
     def encode(self, codec: Codec) -> Encoded:
         """The picture as it is sent. Raises PictureError."""
-        data = self.load()
-        if self.size is None or codec == "raw":
-            return Encoded(data, self.size)
-        return Encoded(_compress(data, self.size, codec), None)
+        found = self.load()
+        if found.size is None or codec == "raw":
+            return found
+        return Encoded(_compress(found.data, found.size, codec), None)
 
 
 def sources(images: Pictures) -> list[Source | PictureError]:
@@ -78,20 +84,27 @@ def sources(images: Pictures) -> list[Source | PictureError]:
 
 def split(images: Pictures) -> list[Any]:
     """The pictures of a batch. Raises TypeError for what is one picture and not several."""
-    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)) or _is(images, "PIL.Image", "Image"):
+    single = (str, bytes, bytearray, memoryview, os.PathLike, dict)
+    if isinstance(images, single) or _is(images, "PIL.Image", "Image"):
         raise TypeError("images is a single picture; put it in a list")
     dimensions = getattr(images, "ndim", None)
     if dimensions is not None and dimensions != 4:
         raise TypeError(f"images has {dimensions} dimensions; a batch has 4, and a single picture goes in a list")
+    if _is(images, "torch", "Tensor"):
+        # One that is sparse cannot be taken apart by iterating.
+        batch: Any = images
+        return [batch[index] for index in range(len(batch))]
     return list(images)
 
 
 def source(picture: Any) -> Source:
     """One picture. Raises PictureError."""
     if isinstance(picture, (bytes, bytearray, memoryview)):
-        return Source(None, lambda: bytes(picture))
+        return Source(None, lambda: Encoded(bytes(picture), None))
     if isinstance(picture, (str, os.PathLike)):
         return _file(picture)
+    if isinstance(picture, dict):
+        return _undecoded(picture)
     if _is(picture, "PIL.Image", "Image"):
         return Source(picture.size, lambda: _pillow(picture))
     if _is(picture, "torch", "Tensor"):
@@ -116,10 +129,10 @@ def _is(value: Any, module: str, name: str) -> bool:
 
 
 def _file(path: str | os.PathLike[str]) -> Source:
-    def read() -> bytes:
+    def read() -> Encoded:
         try:
             with open(path, "rb") as file:
-                return file.read()
+                return Encoded(file.read(), None)
         except OSError as error:
             raise PictureError(f"cannot be read: {error}") from error
 
@@ -128,27 +141,49 @@ def _file(path: str | os.PathLike[str]) -> Source:
     return Source(None, read)
 
 
-def _pillow(picture: Any) -> bytes:
+def _undecoded(picture: dict[str, Any]) -> Source:
+    """What the `datasets` package holds of a picture that it does not decode: its bytes, or else where they lie."""
+    data, path = picture.get("bytes"), picture.get("path")
+    if not picture.keys() <= {"bytes", "path"} or (data is None and path is None):
+        raise PictureError(f"is a dict of {sorted(map(str, picture))}; give one with its bytes or its path")
+    return source(path if data is None else data)
+
+
+def _pillow(picture: Any) -> Encoded:
+    """The pixels that the server would find in the picture's file: turned as EXIF says, without alpha; and where one
+    colour is declared transparent, white. That is what transformers' `load_image` and `convert_to_rgb` do."""
+    from PIL import Image, ImageOps
+
     try:
-        converted = picture if picture.mode == "RGB" else picture.convert("RGB")
-        data: bytes = converted.tobytes()
-    except (OSError, ValueError, SyntaxError) as error:
+        picture.load()
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
+        upright = ImageOps.exif_transpose(picture) if turned else picture
+        rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
+        if rgb.info.get("transparency") is not None:
+            rgba = rgb.convert("RGBA")
+            rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return Encoded(rgb.tobytes(), rgb.size)
+    except Exception as error:
+        # Of many kinds, for what is wrong may be the file, its metadata or its palette.
         raise PictureError(f"cannot be decoded by Pillow: {error}") from error
-    return data
 
 
 def _array(array: Any) -> Source:
-    if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] != 3:
+    if str(array.dtype) != "uint8" or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise PictureError(f"is an array {array.shape} of {array.dtype}; give uint8 (height, width, 3)")
-    height, width, _ = array.shape
-    return Source((width, height), array.tobytes)
+    size = (array.shape[1], array.shape[0])
+    return Source(size, lambda: Encoded(array.tobytes(), size))
 
 
 def _tensor(tensor: Any) -> Source:
     shape, floating = tuple(tensor.shape), tensor.dtype.is_floating_point
     kind = str(tensor.dtype).removeprefix("torch.")
-    if len(shape) != 3 or shape[0] != 3 or not (floating or kind == "uint8"):
+    if len(shape) != 3 or shape[0] != 3 or 0 in shape or not (floating or kind == "uint8"):
         raise PictureError(f"is a tensor {shape} of {kind}; give (3, height, width), uint8 or float in [0, 1]")
+    layout = str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta or layout != "strided":
+        held = "on the meta device, which holds no values" if tensor.is_meta else f"of the layout {layout}"
+        raise PictureError(f"is a tensor {held}; give a dense one that has its values")
     tensor = tensor.detach()
     if floating:
         # In float32: bfloat16 has no room for 255 steps.
@@ -158,7 +193,8 @@ def _tensor(tensor: Any) -> Source:
             raise PictureError(f"has values from {low:g} to {high:g}; give floats in [0, 1]")
         tensor = tensor.mul(255).round_().clamp_(0, 255).byte()
     pixels = tensor.permute(1, 2, 0).contiguous().cpu().numpy()
-    return Source((shape[2], shape[1]), pixels.tobytes)
+    size = (shape[2], shape[1])
+    return Source(size, lambda: Encoded(pixels.tobytes(), size))
 
 
 def _compress(rgb: bytes, size: tuple[int, int], codec: Codec) -> bytes:
