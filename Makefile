@@ -105,6 +105,9 @@ bench-device: build .venv/bench/installed ## The same on a GPU, for the 7B shape
 
 fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures
+	.venv/reference/bin/python tests/reference/make_template_fixtures.py tests/fixtures/processor/templates.json
+	.venv/reference/bin/python tests/reference/make_tokenizer_fixtures.py tests/fixtures/mlp/checkpoint \
+	    tests/fixtures/processor/tokenizers.json
 
 # npm comes from PyPI where the machine has none.
 .cache/drawings/fetched: training/spatialscore_training/kinds.tsv | .venv/test/installed

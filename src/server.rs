@@ -25,7 +25,7 @@ use crate::config::Settings;
 use crate::device;
 use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
 use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
-use crate::model::{Normalisation, RewardModel, Scorer};
+use crate::model::{Blueprint, Normalisation, RewardModel, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::spatial_score_service_server::SpatialScoreServiceServer;
@@ -369,7 +369,10 @@ fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError
     let files =
         CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
     let reward: RewardConfig = files.require_json("reward_config.json")?;
-    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?;
+    let mut processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?;
+    if let Some(rows) = Blueprint::open(&files, Device::Cpu, Kind::Float)?.vocabulary() {
+        processor.limit_vocabulary(rows)?;
+    }
     let devices = model.device.resolve()?;
     let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
     kinds.dedup();

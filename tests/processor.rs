@@ -273,6 +273,36 @@ fn every_prompt_slot_is_filled_and_special_tokens_beside_it_hold() {
 }
 
 #[test]
+fn the_spaces_beside_a_token_are_the_ones_it_takes() {
+    let ids = |lstrip: bool, rstrip: bool| {
+        let instruction = "{prompt} <extra> so: {prompt} <|Reward|>";
+        let copy = changed("reward_config.json", json!({ "instruction": instruction }));
+        let mut tokens = read_json(&copy.path().join("tokenizer.json"))["added_tokens"].clone();
+        tokens.as_array_mut().unwrap().push(json!({
+            "id": 9999, "content": "<extra>", "lstrip": lstrip, "rstrip": rstrip, "special": true,
+            "single_word": false, "normalized": false
+        }));
+        edit(&copy, "tokenizer.json", json!({ "added_tokens": tokens }));
+        // Loading holds the parts against the whole as the tokenizer itself cuts it.
+        sample(&load(copy.path(), LIMITS).unwrap(), "a cup ", raw(56, 56)).unwrap().input_ids
+    };
+    assert_ne!(ids(true, false), ids(false, false));
+    assert_ne!(ids(false, true), ids(false, false));
+    assert_ne!(ids(true, true), ids(true, false));
+}
+
+#[test]
+fn a_vocabulary_has_a_row_for_every_token() {
+    let directory = fixtures().join("mlp/checkpoint");
+    let mut processor = load(&directory, LIMITS).unwrap();
+    let highest = sample(&processor, "a cup", raw(56, 56)).unwrap().input_ids.into_iter().max().unwrap();
+    let refused_at_load = processor.limit_vocabulary(highest).unwrap_err().to_string();
+    assert!(refused_at_load.contains(&format!("{highest} rows")), "{refused_at_load}");
+    processor.limit_vocabulary(highest + 1).unwrap();
+    sample(&processor, "a cup", raw(56, 56)).unwrap();
+}
+
+#[test]
 fn cases_give_the_ids_and_patches_of_the_reference() {
     for name in CASES {
         let directory = fixtures().join(name);
@@ -629,6 +659,21 @@ fn checkpoints_that_cannot_be_served_are_refused_at_load() {
         (template("{{ raise_exception('no') }}"), "chat_template.jinja", "no"),
         (template("{{ strftime_now('%d') }}{{ p.text }}"), "chat_template.jinja", "date"),
         (template("{{ p.text }"), "chat_template.jinja", "template"),
+        (template("{{ p.text | groupby('x') }}"), "chat_template.jinja", "\"groupby\""),
+        (template("a cup"), "chat_template.jinja", "leaves it out"),
+        (template("{{ p.text * 17 }}"), "chat_template.jinja", "17 times"),
+        (template("{{ 'x' * 2000000 ~ p.text }}"), "chat_template.jinja", "bytes"),
+        (reward(json!({ "instruction": "{prompt}".repeat(17) })), "reward_config.json", "17 times"),
+        (
+            reward(json!({ "instruction": "x".repeat(6_000_000) + "{prompt}" })),
+            "reward_config.json",
+            "6000008 bytes",
+        ),
+        (
+            changed("tokenizer_config.json", json!({ "tokenizer_class": "LlamaTokenizer" })),
+            "tokenizer_config.json",
+            "Llama",
+        ),
     ];
     for (copy, file, word) in cases {
         println!("{file}: {word}");

@@ -69,7 +69,7 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<String>,
     parameters: i64,
-    vocabulary: i64,
+    vocabulary: u32,
     bytes_on_disk: u64,
     formats_on_disk: Vec<String>,
     adapted_weights: usize,
@@ -111,7 +111,9 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         arguments.revision.as_deref(),
         arguments.reward_config.as_deref(),
     )?;
-    let Blueprint { config, reward, weights, faults } = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
+    let blueprint = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
+    let rows = blueprint.vocabulary();
+    let Blueprint { config, reward, weights, faults } = blueprint;
     let inventory = weights.inventory();
     let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     if !arguments.headers_only {
@@ -122,7 +124,7 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         bar.finish_and_clear();
         faults.extend(bad.iter().map(ToString::to_string));
     }
-    let pictures = costs(&files, &reward, &config).unwrap_or_else(|error| {
+    let pictures = costs(&files, &reward, &config, rows).unwrap_or_else(|error| {
         faults.push(error.to_string());
         Vec::new()
     });
@@ -136,10 +138,7 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         output: reward.output,
         notice: reward.notice,
         parameters,
-        vocabulary: inventory
-            .shape("language_model.embed_tokens.weight")
-            .and_then(|shape| shape.first().copied())
-            .unwrap_or_default(),
+        vocabulary: rows.unwrap_or_default(),
         bytes_on_disk: inventory.bytes(),
         formats_on_disk: inventory.kinds().into_iter().collect(),
         adapted_weights: weights.adapted(),
@@ -155,8 +154,12 @@ fn costs(
     files: &CheckpointFiles,
     reward: &RewardConfig,
     config: &Config,
+    rows: Option<u32>,
 ) -> Result<Vec<PictureCost>, CheckpointError> {
-    let processor = Processor::load(files, reward, ProcessorLimits::NONE)?;
+    let mut processor = Processor::load(files, reward, ProcessorLimits::NONE)?;
+    if let Some(rows) = rows {
+        processor.limit_vocabulary(rows)?;
+    }
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
         let draft = processor

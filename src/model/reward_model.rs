@@ -11,6 +11,9 @@ use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
+/// The weight that has a row for every token.
+const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
+
 /// A SpatialScore model on one device.
 #[derive(Debug)]
 pub struct RewardModel {
@@ -45,11 +48,17 @@ impl Blueprint {
         let weights = Weights::open(files, canonical_name, device, kind)?;
         let inventory = weights.inventory();
         // The vocabulary's rows are the tensor's to say.
-        let rows = inventory.shape("language_model.embed_tokens.weight").and_then(|s| s.first().copied());
+        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied());
         let mut expected = config.tensors(rows.unwrap_or_default());
         expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
+    }
+
+    /// Rows of the vocabulary, if the checkpoint has embeddings.
+    pub fn vocabulary(&self) -> Option<u32> {
+        let rows = self.weights.inventory().shape(EMBEDDINGS)?.first()?;
+        u32::try_from(*rows).ok()
     }
 
     /// A model of this shape with random weights and one linear layer for a head.

@@ -8,9 +8,11 @@ mod config;
 mod decode;
 mod footprint;
 mod image;
+mod jinja;
 mod prompt;
 mod resample;
 mod template;
+mod tokenizer;
 
 use std::fmt;
 
@@ -177,6 +179,16 @@ impl Processor {
             normalisation: pictures.normalisation,
             limits,
         })
+    }
+
+    /// Holds the tokenizer against the rows of the model's vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// The conversation or plain text has tokens that the model has no row for. Prompts that bring in other such
+    /// tokens are refused when they come.
+    pub fn limit_vocabulary(&mut self, rows: u32) -> Result<(), CheckpointError> {
+        self.prompts.limit_vocabulary(rows)
     }
 
     /// How the model is to turn a [`Sample`]'s bytes into numbers.

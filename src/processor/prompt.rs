@@ -8,14 +8,21 @@
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::template::ChatTemplate;
+use super::tokenizer::TextTokenizer;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig, RewardToken};
 
-const TOKENIZER: &str = "tokenizer.json";
 const REWARD_CONFIG: &str = "reward_config.json";
 
 /// Where the caller's prompt goes in the instruction.
 const SLOT: &str = "{prompt}";
+
+/// The longest instruction, in bytes.
+const MAX_INSTRUCTION: usize = 64 << 10;
+/// The longest conversation around a prompt, in bytes.
+const MAX_CONVERSATION: usize = 1 << 20;
+/// How often a prompt may stand in the conversation: each costs every caller tokens.
+const MAX_SLOTS: usize = 16;
 
 /// Stands for the prompt while the template is rendered: private-use characters, which no template looks at.
 const MARK: &str = "\u{f8e0}prompt\u{f8e1}";
@@ -34,6 +41,10 @@ pub(super) struct PromptEncoder {
     tokenizer: Tokenizer,
     /// The conversation up to the token at which the reward is read.
     plan: Vec<Piece>,
+    /// The tokenizer's file.
+    file: &'static str,
+    /// Rows of the model's vocabulary: its ids are below.
+    rows: u32,
 }
 
 /// A part of the rendered conversation.
@@ -44,7 +55,21 @@ enum Piece {
     /// Where the visual tokens stand; this placeholder's id once for each.
     Picture(u32),
     /// Plain text with the caller's prompt between each two parts.
-    Caller(Vec<String>),
+    Caller { parts: Vec<String>, trim: Trim },
+}
+
+/// Whether the tokens beside a text take the spaces at its ends, as their `rstrip` and `lstrip` say.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Trim {
+    start: bool,
+    end: bool,
+}
+
+impl Trim {
+    fn apply(self, text: &str) -> &str {
+        let text = if self.start { text.trim_start() } else { text };
+        if self.end { text.trim_end() } else { text }
+    }
 }
 
 impl PromptEncoder {
@@ -60,18 +85,20 @@ impl PromptEncoder {
         reward: &RewardConfig,
         image_token_id: u32,
     ) -> Result<Self, CheckpointError> {
-        let reference = read_tokenizer(files)?;
-        let conversation =
-            Conversation { template: ChatTemplate::load(files)?, instruction: instruction(reward)? };
-        let reward_id = reward_id(reward, &reference)?;
+        let TextTokenizer { tokenizer: reference, special_tokens, file } = TextTokenizer::load(files)?;
+        let template = ChatTemplate::load(files, special_tokens)?;
+        let conversation = Conversation { template, instruction: instruction(reward)? };
+        let reward_id = reward_id(reward, &reference, file)?;
         let marked = conversation.with(MARK)?;
+        check_slots(&marked, conversation.template.file)?;
         let specials = fixed_tokens(&reference, &marked, reward_id, image_token_id);
-        let tokenizer = without_specials(&reference, &specials)
-            .map_err(|e| CheckpointError::invalid(TOKENIZER, e.to_string()))?;
-        let mut plan = plan(&marked, &specials, image_token_id, &tokenizer)?;
+        let refuse = |e: tokenizers::Error| CheckpointError::invalid(file, e.to_string());
+        let tokenizer = without_specials(&reference, &specials).map_err(refuse)?;
+        check_words(&specials, &marked, file)?;
+        let mut plan = plan(&marked, &specials, image_token_id, &tokenizer).map_err(refuse)?;
         check_picture(&plan, image_token_id, conversation.template.file)?;
-        let whole = Self { tokenizer, plan: plan.clone() };
-        whole.check_probes(&conversation, &marked, &reference)?;
+        let whole = Self { tokenizer, plan: plan.clone(), file, rows: u32::MAX };
+        whole.check_probes(&conversation, &marked, &reference, file)?;
         if let Some(id) = reward_id {
             plan = up_to_reward(plan, id)?;
         }
@@ -86,17 +113,47 @@ impl PromptEncoder {
             match piece {
                 Piece::Ids(fixed) => ids.extend_from_slice(fixed),
                 Piece::Picture(id) => ids.extend(std::iter::repeat_n(*id, visual_tokens)),
-                Piece::Caller(parts) => {
+                Piece::Caller { parts, trim } => {
                     let text = parts.join(prompt);
                     let encoding = self
                         .tokenizer
-                        .encode_fast(text, false)
+                        .encode_fast(trim.apply(&text), false)
                         .map_err(|e| ScoreError::invalid("prompt", format!("it cannot be tokenised: {e}")))?;
                     ids.extend_from_slice(encoding.get_ids());
                 }
             }
         }
-        Ok(ids)
+        match ids.iter().find(|&&id| id >= self.rows) {
+            Some(id) => Err(ScoreError::invalid(
+                "prompt",
+                format!("its token {id} is not among the {} of the model's vocabulary", self.rows),
+            )),
+            None => Ok(ids),
+        }
+    }
+
+    /// Refuses what the model's vocabulary of so many rows has no room for: the conversation's tokens and those of
+    /// plain text here, and any other where a prompt brings it in.
+    pub fn limit_vocabulary(&mut self, rows: u32) -> Result<(), CheckpointError> {
+        let of_plan = self.plan.iter().flat_map(|piece| match piece {
+            Piece::Ids(ids) => ids.as_slice(),
+            Piece::Picture(id) => std::slice::from_ref(id),
+            Piece::Caller { .. } => &[],
+        });
+        let of_plan = of_plan.copied().max();
+        let of_text = self.tokenizer.get_vocab(false).into_values().max();
+        if let Some(id) = of_plan.max(of_text).filter(|&id| id >= rows) {
+            let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+            return Err(CheckpointError::invalid(
+                self.file,
+                format!(
+                    "the token {token:?} has the id {id}, and the model's embeddings have {rows} rows; they must \
+                     have a row for every token"
+                ),
+            ));
+        }
+        self.rows = rows;
+        Ok(())
     }
 
     /// Compares, for each probe, the parts' ids with those of the whole text as the reference encodes it.
@@ -105,6 +162,7 @@ impl PromptEncoder {
         conversation: &Conversation,
         marked: &str,
         reference: &Tokenizer,
+        file: &str,
     ) -> Result<(), CheckpointError> {
         for probe in PROBES {
             let rendered = conversation.with(probe)?;
@@ -114,7 +172,7 @@ impl PromptEncoder {
                     format!("the chat template changes the prompt {probe:?}; it must pass it on unchanged"),
                 ));
             }
-            let refuse = |e: String| CheckpointError::invalid(TOKENIZER, e);
+            let refuse = |e: String| CheckpointError::invalid(file, e);
             let whole = reference.encode_fast(rendered, true).map_err(|e| refuse(e.to_string()))?;
             let parts = self.encode(probe, 1).map_err(|e| refuse(e.to_string()))?;
             if whole.get_ids() != parts {
@@ -140,17 +198,22 @@ impl Conversation<'_> {
     }
 }
 
-fn read_tokenizer(files: &CheckpointFiles) -> Result<Tokenizer, CheckpointError> {
-    let refuse = |e: tokenizers::Error| CheckpointError::invalid(TOKENIZER, e.to_string());
-    let mut tokenizer = Tokenizer::from_bytes(files.require(TOKENIZER)?).map_err(refuse)?;
-    // A prompt is never cut short, and nothing is filled up here.
-    tokenizer.with_truncation(None).map_err(refuse)?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
-}
-
 fn instruction(reward: &RewardConfig) -> Result<&str, CheckpointError> {
-    if !reward.instruction.contains(SLOT) || reward.instruction.contains(MARK) {
+    let length = reward.instruction.len();
+    if length > MAX_INSTRUCTION {
+        return Err(CheckpointError::invalid(
+            REWARD_CONFIG,
+            format!("instruction has {length} bytes; it may have {MAX_INSTRUCTION}"),
+        ));
+    }
+    let slots = reward.instruction.matches(SLOT).count();
+    if slots > MAX_SLOTS {
+        return Err(CheckpointError::invalid(
+            REWARD_CONFIG,
+            format!("instruction has {SLOT} {slots} times; it may have it {MAX_SLOTS} times"),
+        ));
+    }
+    if slots == 0 || reward.instruction.contains(MARK) {
         return Err(CheckpointError::invalid(
             REWARD_CONFIG,
             format!("instruction must say with {SLOT} where the prompt goes"),
@@ -160,7 +223,11 @@ fn instruction(reward: &RewardConfig) -> Result<&str, CheckpointError> {
 }
 
 /// The id of the token at which the reward is read, or `None` where that is the last one.
-fn reward_id(reward: &RewardConfig, tokenizer: &Tokenizer) -> Result<Option<u32>, CheckpointError> {
+fn reward_id(
+    reward: &RewardConfig,
+    tokenizer: &Tokenizer,
+    file: &str,
+) -> Result<Option<u32>, CheckpointError> {
     if reward.reward_token == RewardToken::Last {
         return Ok(None);
     }
@@ -171,12 +238,41 @@ fn reward_id(reward: &RewardConfig, tokenizer: &Tokenizer) -> Result<Option<u32>
         .ok_or_else(|| refuse("reward_token is \"special\", so special_token must name it".into()))?;
     let id = tokenizer
         .token_to_id(token)
-        .ok_or_else(|| refuse(format!("special_token {token:?} is not in the vocabulary of {TOKENIZER}")))?;
+        .ok_or_else(|| refuse(format!("special_token {token:?} is not in the vocabulary of {file}")))?;
     match reward.instruction.matches(token).count() {
         1 => Ok(Some(id)),
         count => Err(refuse(format!(
             "special_token {token:?} stands {count} times in instruction; it must stand once"
         ))),
+    }
+}
+
+/// Bounds what a template makes of the instruction.
+fn check_slots(marked: &str, file: &str) -> Result<(), CheckpointError> {
+    let refuse = |reason: String| Err(CheckpointError::invalid(file, reason));
+    if marked.len() > MAX_CONVERSATION {
+        return refuse(format!(
+            "the chat template makes a conversation of {} bytes around the prompt; it may have {MAX_CONVERSATION}",
+            marked.len()
+        ));
+    }
+    match marked.matches(MARK).count() {
+        0 => refuse("the chat template changes the prompt, or leaves it out".into()),
+        1..=MAX_SLOTS => Ok(()),
+        slots => {
+            refuse(format!("the chat template writes the prompt {slots} times; it may {MAX_SLOTS} times"))
+        }
+    }
+}
+
+/// Refuses tokens of the conversation that are tokens between spaces alone: a prompt beside one would unmake it.
+fn check_words(specials: &[(AddedToken, u32)], marked: &str, file: &str) -> Result<(), CheckpointError> {
+    match specials.iter().find(|(token, _)| token.single_word && marked.contains(&token.content)) {
+        Some((token, _)) => Err(CheckpointError::invalid(
+            file,
+            format!("the token {:?} is single_word, which is not supported in a conversation", token.content),
+        )),
+        None => Ok(()),
     }
 }
 
@@ -187,26 +283,25 @@ fn fixed_tokens(
     marked: &str,
     reward_id: Option<u32>,
     image_token_id: u32,
-) -> Vec<(String, u32)> {
+) -> Vec<(AddedToken, u32)> {
     let needed = |id: u32| Some(id) == reward_id || id == image_token_id;
-    let mut tokens: Vec<(String, u32)> = tokenizer
+    let mut tokens: Vec<(AddedToken, u32)> = tokenizer
         .get_added_tokens_decoder()
         .into_iter()
         .filter(|(id, token)| token.special || needed(*id) || marked.contains(&token.content))
-        .map(|(id, token)| (token.content, id))
+        .map(|(id, token)| (token, id))
         .collect();
-    tokens.sort_by_key(|(content, _)| std::cmp::Reverse(content.len()));
+    tokens.sort_by_key(|(token, _)| std::cmp::Reverse(token.content.len()));
     tokens
 }
 
 /// The same tokenizer, to which none of these tokens is more than its characters.
 fn without_specials(
     reference: &Tokenizer,
-    specials: &[(String, u32)],
+    specials: &[(AddedToken, u32)],
 ) -> Result<Tokenizer, tokenizers::Error> {
     let mut tokenizer = reference.clone();
-    let known = reference.get_added_tokens_decoder();
-    let tokens = specials.iter().filter_map(|(_, id)| known.get(id)).cloned();
+    let tokens = specials.iter().map(|(token, _)| token.clone());
     tokenizer.add_special_tokens(tokens.map(|token| AddedToken { special: true, ..token }))?;
     tokenizer.set_encode_special_tokens(true);
     Ok(tokenizer)
@@ -215,38 +310,37 @@ fn without_specials(
 /// Cuts the rendered conversation at its special tokens and encodes what is the same for every caller.
 fn plan(
     marked: &str,
-    specials: &[(String, u32)],
+    specials: &[(AddedToken, u32)],
     image_token_id: u32,
     tokenizer: &Tokenizer,
-) -> Result<Vec<Piece>, CheckpointError> {
+) -> Result<Vec<Piece>, tokenizers::Error> {
     let mut plan = Vec::new();
     let mut rest = marked;
+    let mut trim = Trim::default();
     while !rest.is_empty() {
         // The leftmost token, and the longest of those that start there.
         let next = specials
             .iter()
-            .filter_map(|(content, id)| Some((rest.find(content.as_str())?, content.len(), *id)))
-            .min_by_key(|&(at, length, _)| (at, std::cmp::Reverse(length)));
-        let (at, length) = next.map_or((rest.len(), 0), |(at, length, _)| (at, length));
-        if at > 0 {
-            plan.push(plain(&rest[..at], tokenizer)?);
-        }
-        if let Some((_, _, id)) = next {
-            plan.push(if id == image_token_id { Piece::Picture(id) } else { Piece::Ids(vec![id]) });
-        }
-        rest = &rest[at + length..];
+            .filter_map(|(token, id)| Some((rest.find(token.content.as_str())?, token, *id)))
+            .min_by_key(|&(at, token, _)| (at, std::cmp::Reverse(token.content.len())));
+        let end = next.map_or(rest.len(), |(at, ..)| at);
+        trim.end = next.is_some_and(|(_, token, _)| token.lstrip);
+        plan.extend(plain(&rest[..end], trim, tokenizer)?);
+        let Some((_, token, id)) = next else { break };
+        plan.push(if id == image_token_id { Piece::Picture(id) } else { Piece::Ids(vec![id]) });
+        trim.start = token.rstrip;
+        rest = &rest[end + token.content.len()..];
     }
     Ok(plan)
 }
 
-fn plain(text: &str, tokenizer: &Tokenizer) -> Result<Piece, CheckpointError> {
+fn plain(text: &str, trim: Trim, tokenizer: &Tokenizer) -> Result<Option<Piece>, tokenizers::Error> {
     if text.contains(MARK) {
-        return Ok(Piece::Caller(text.split(MARK).map(str::to_owned).collect()));
+        let parts = text.split(MARK).map(str::to_owned).collect();
+        return Ok(Some(Piece::Caller { parts, trim }));
     }
-    tokenizer
-        .encode_fast(text, false)
-        .map(|encoding| Piece::Ids(encoding.get_ids().to_vec()))
-        .map_err(|e| CheckpointError::invalid(TOKENIZER, e.to_string()))
+    let ids = tokenizer.encode_fast(trim.apply(text), false)?.get_ids().to_vec();
+    Ok((!ids.is_empty()).then_some(Piece::Ids(ids)))
 }
 
 fn check_picture(plan: &[Piece], image_token_id: u32, file: &str) -> Result<(), CheckpointError> {
@@ -270,7 +364,7 @@ fn up_to_reward(mut plan: Vec<Piece>, reward_id: u32) -> Result<Vec<Piece>, Chec
         return refuse("special_token must stand exactly once in the rendered conversation, as one token");
     }
     let end = plan.iter().position(is_reward).map_or(plan.len(), |at| at + 1);
-    let late = |piece: &Piece| matches!(piece, Piece::Picture(_) | Piece::Caller(_));
+    let late = |piece: &Piece| matches!(piece, Piece::Picture(_) | Piece::Caller { .. });
     if plan[end..].iter().any(late) {
         return refuse(
             "special_token stands before the picture or the prompt, which the reward could not see",

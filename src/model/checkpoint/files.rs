@@ -23,11 +23,15 @@ pub const BUILT_IN_NAME: &str = "spatialscore-mini";
 
 /// Files that a checkpoint on the hub may have beside its weights. Those it lacks are not an error here: whoever
 /// needs one says so.
-const SMALL_FILES: [&str; 10] = [
+const SMALL_FILES: [&str; 14] = [
     "config.json",
     "reward_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "preprocessor_config.json",
     "processor_config.json",
     "chat_template.jinja",
