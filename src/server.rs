@@ -26,7 +26,7 @@ use crate::config::Settings;
 use crate::device;
 use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
 use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
-use crate::model::{Normalisation, RewardModel, Scorer};
+use crate::model::{Blueprint, Normalisation, RewardModel, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 use crate::proto::spatial_score_service_server::{SERVICE_NAME, SpatialScoreServiceServer};
 use crate::service::{CallLayer, Gate, Handlers, Stage};
@@ -346,7 +346,9 @@ fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError
     let files =
         CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
     let reward: RewardConfig = files.require_json("reward_config.json")?;
-    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?;
+    let vocabulary = Blueprint::open(&files, Device::Cpu, Kind::Float)?.vocabulary();
+    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?
+        .with_vocabulary(vocabulary)?;
     let devices = model.device.resolve()?;
     let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
     kinds.dedup();

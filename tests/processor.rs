@@ -653,6 +653,29 @@ fn the_placeholder_is_found_in_the_older_config_too() {
 }
 
 #[test]
+fn a_token_that_the_model_has_no_row_for_is_the_callers_or_the_checkpoints_fault() {
+    let copy = changed("tokenizer.json", json!({}));
+    let path = copy.path().join("tokenizer.json");
+    let mut content = read_json(&path);
+    let tokens = content["added_tokens"].as_array_mut().unwrap();
+    let rows = tokens.iter().map(|token| token["id"].as_u64().unwrap()).max().unwrap() + 1;
+    tokens.push(json!({
+        "id": rows, "content": "spare", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false
+    }));
+    fs::write(path, content.to_string()).unwrap();
+    let load = |rows| load(copy.path(), LIMITS).unwrap().with_vocabulary(Some(rows));
+    let processor = load(rows as usize).unwrap();
+    assert!(processor.admit("a cup", raw(56, 56)).is_ok());
+    let (field, reason) = refused(processor.admit("a spare cup", raw(56, 56)));
+    assert_eq!(field, "prompt");
+    assert!(reason.contains(&format!("token {rows} is not among the {rows} of")), "{reason}");
+    // The last one is the reward's, which every conversation has.
+    let Err(error) = load(rows as usize - 1) else { panic!("not refused") };
+    assert!(error.to_string().contains("<|Reward|>"), "{error}");
+}
+
+#[test]
 fn a_prompt_is_never_cut_short_or_filled_up() {
     let padding = json!({ "strategy": { "Fixed": 512 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "!" });
     let truncation =

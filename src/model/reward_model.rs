@@ -11,6 +11,9 @@ use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
+/// How far apart two scores of one item may be in different batches, as a share of the score.
+const ROUNDING: f32 = 1e-6;
+
 /// A SpatialScore model on one device.
 #[derive(Debug)]
 pub struct RewardModel {
@@ -33,6 +36,9 @@ pub struct Blueprint {
     pub faults: Vec<Fault>,
 }
 
+/// The table of the tokens' vectors, by its canonical name.
+const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
+
 impl Blueprint {
     /// Reads a checkpoint's configuration and the headers of its weights.
     ///
@@ -45,11 +51,17 @@ impl Blueprint {
         let weights = Weights::open(files, canonical_name, device, kind)?;
         let inventory = weights.inventory();
         // The vocabulary's rows are the tensor's to say.
-        let rows = inventory.shape("language_model.embed_tokens.weight").and_then(|s| s.first().copied());
+        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied());
         let mut expected = config.tensors(rows.unwrap_or_default());
         expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
+    }
+
+    /// The rows of the vocabulary, below which the ids of all tokens are; `None` where its table is missing.
+    pub fn vocabulary(&self) -> Option<usize> {
+        let rows = self.weights.inventory().shape(EMBEDDINGS)?.first().copied();
+        rows.and_then(|rows| usize::try_from(rows).ok())
     }
 
     /// A model of this shape with random weights and one linear layer for a head.
@@ -164,6 +176,27 @@ impl Scorer for RewardModel {
     fn collect(&mut self, Running(columns): Running) -> Result<Vec<Score>, ModelError> {
         let _no_grad = no_grad_guard();
         Ok(self.head.scores(&columns)?)
+    }
+
+    fn self_test(&mut self, samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {
+        let scores = self.score(&samples.each_ref())?;
+        if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+            return Err(ModelError::Sample(format!("a score is not finite: {score}")));
+        }
+        let [a, b, c, d] = <[Score; 4]>::try_from(scores)
+            .map_err(|scores| ModelError::Sample(format!("{} scores for 4 samples", scores.len())))?
+            .map(|score| score.mean);
+        // Less than what the order of a batch changes is no difference.
+        let alike = |one: f32, other: f32| (one - other).abs() <= ROUNDING * one.abs().max(other.abs());
+        let (in_picture, in_prompt) = (alike(a, b) && alike(c, d), alike(a, c) && alike(b, d));
+        Ok(match (in_picture, in_prompt) {
+            (true, true) => {
+                Some(format!("EVERY SCORE IS {a}: two pictures under two prompts are scored alike"))
+            }
+            (true, false) => Some("THE PICTURE DOES NOT MATTER: two of them are scored alike".to_owned()),
+            (false, true) => Some("THE PROMPT DOES NOT MATTER: a picture has one score under two".to_owned()),
+            (false, false) => None,
+        })
     }
 
     /// After an error that leaves a CUDA context dead, even a single number cannot be made and fetched.

@@ -146,6 +146,8 @@ pub struct Processor {
     geometry: Geometry,
     normalisation: Normalisation,
     limits: ProcessorLimits,
+    /// All ids of tokens are below it.
+    vocabulary: usize,
 }
 
 impl Processor {
@@ -166,7 +168,22 @@ impl Processor {
             geometry: pictures.geometry,
             normalisation: pictures.normalisation,
             limits,
+            vocabulary: usize::MAX,
         })
+    }
+
+    /// The same for a model of so many rows of vocabulary, if that is known: conversations whose tokens it lacks are
+    /// refused.
+    ///
+    /// # Errors
+    ///
+    /// The conversation itself, whatever the prompt, has such a token.
+    pub fn with_vocabulary(mut self, rows: Option<usize>) -> Result<Self, CheckpointError> {
+        if let Some(rows) = rows {
+            self.vocabulary = rows;
+            self.prompts.check_vocabulary(rows)?;
+        }
+        Ok(self)
     }
 
     /// How the model is to turn a [`Sample`]'s bytes into numbers.
@@ -193,6 +210,11 @@ impl Processor {
                 refuse(format!("the picture alone is more than the {limit} tokens that an item may have"))
             })?;
         let input_ids = self.prompts.encode(prompt, visual_tokens)?;
+        if let Some(id) = input_ids.iter().find(|&&id| id as usize >= self.vocabulary) {
+            let reason =
+                format!("its token {id} is not among the {} of the model's vocabulary", self.vocabulary);
+            return Err(ScoreError::invalid(PROMPT, reason));
+        }
         let (text_tokens, most_text) = (input_ids.len() - visual_tokens, self.limits.max_prompt_tokens);
         if text_tokens > most_text {
             return Err(ScoreError::invalid(

@@ -99,6 +99,25 @@ impl PromptEncoder {
         Ok(ids)
     }
 
+    /// Whether the tokens that every conversation has are below `rows`.
+    pub fn check_vocabulary(&self, rows: usize) -> Result<(), CheckpointError> {
+        let ids = self.plan.iter().flat_map(|piece| match piece {
+            Piece::Ids(ids) => ids.as_slice(),
+            Piece::Picture(id) => std::slice::from_ref(id),
+            Piece::Caller(_) => &[],
+        });
+        match ids.copied().find(|&id| id as usize >= rows) {
+            None => Ok(()),
+            Some(id) => Err(CheckpointError::invalid(
+                TOKENIZER,
+                format!(
+                    "{:?} is token {id}, but the model's table has {rows} rows: was it resized when the token was added?",
+                    self.tokenizer.id_to_token(id).unwrap_or_default()
+                ),
+            )),
+        }
+    }
+
     /// Compares, for each probe, the parts' ids with those of the whole text as the reference encodes it.
     fn check_probes(
         &self,
