@@ -97,6 +97,7 @@ bench-device: build .venv/bench/installed ## The same on a GPU, for the 7B shape
 
 fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures
+	.venv/reference/bin/python tests/reference/configurations.py tests/fixtures
 
 # npm comes from PyPI where the machine has none.
 .cache/drawings/fetched: training/spatialscore_training/kinds.tsv | .venv/test/installed

@@ -581,7 +581,7 @@ fn checkpoints_that_cannot_be_served_are_refused_at_load() {
         (settings(json!({ "merge_size": 1 })), "preprocessor_config.json", "spatial_merge_size 2"),
         (settings(json!({ "temporal_patch_size": 1 })), "preprocessor_config.json", "temporal_patch_size 2"),
         (settings(json!({ "image_std": [0.5, 0.5, 0.0] })), "preprocessor_config.json", "above 0"),
-        (reward(json!({ "min_pixels": 4000, "max_pixels": 3000 })), "preprocessor_config.json", "4000"),
+        (reward(json!({ "min_pixels": 4000, "max_pixels": 3000 })), "reward_config.json", "4000"),
         (reward(json!({ "instruction": "Rate. <|Reward|>" })), "reward_config.json", "{prompt}"),
         (reward(json!({ "instruction": "Rate {prompt}." })), "reward_config.json", "0 times"),
         (reward(json!({ "instruction": "<|Reward|>{prompt}<|Reward|>" })), "reward_config.json", "2 times"),

@@ -48,12 +48,30 @@ impl Blueprint {
         let config = Config::from_json(&files.require_json::<Value>("config.json")?)
             .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
         let reward: RewardConfig = files.require_json("reward_config.json")?;
-        let weights = Weights::open(files, canonical_name, device, kind)?;
+        let mut weights = Weights::open(files, canonical_name, device, kind)?;
+        if config.ties_embeddings && weights.inventory().shape(EMBEDDINGS).is_none() {
+            // One tensor under two names, of which a file may hold either.
+            let tied = |key: &str| match key {
+                "lm_head.weight" => Some(EMBEDDINGS.to_owned()),
+                key => canonical_name(key),
+            };
+            weights = Weights::open(files, tied, device, kind)?;
+        }
         let inventory = weights.inventory();
-        // The vocabulary's rows are the tensor's to say.
-        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied());
-        let mut expected = config.tensors(rows.unwrap_or_default());
-        expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
+        // The vocabulary's rows are the tensor's to say: trainers that add a token cut the padded table to size. One
+        // that has grown is not the one that the configuration is of.
+        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied()).unwrap_or_default();
+        if let Some(said) = config.text.vocab_size.filter(|said| rows > *said) {
+            return Err(CheckpointError::invalid(
+                "config.json",
+                format!("vocab_size is {said}, but {EMBEDDINGS} has {rows} rows, must be at least as many"),
+            ));
+        }
+        let mut expected = config.tensors(rows);
+        expected.extend(
+            expected_tensors(inventory, config.text.hidden_size, reward.output)
+                .map_err(|reason| CheckpointError::invalid("model.safetensors", reason))?,
+        );
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
     }
