@@ -11,8 +11,8 @@ use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
-/// How far apart two scores of one item may be in different batches, as a share of the score.
-const ROUNDING: f32 = 1e-6;
+/// How far apart two scores of one item may be in different batches, as a share of how large scores are.
+const ROUNDING: f32 = 1e-5;
 
 /// A SpatialScore model on one device.
 #[derive(Debug)]
@@ -204,8 +204,9 @@ impl Scorer for RewardModel {
         let [a, b, c, d] = <[Score; 4]>::try_from(scores)
             .map_err(|scores| ModelError::Sample(format!("{} scores for 4 samples", scores.len())))?
             .map(|score| score.mean);
-        // Less than what the order of a batch changes is no difference.
-        let alike = |one: f32, other: f32| (one - other).abs() <= ROUNDING * one.abs().max(other.abs());
+        // Less than what the neighbours in a batch change is no difference.
+        let scale = [a, b, c, d].map(f32::abs).into_iter().fold(0.0, f32::max);
+        let alike = |one: f32, other: f32| (one - other).abs() <= ROUNDING * scale;
         let (in_picture, in_prompt) = (alike(a, b) && alike(c, d), alike(a, c) && alike(b, d));
         Ok(match (in_picture, in_prompt) {
             (true, true) => {
