@@ -108,6 +108,7 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_template_fixtures.py tests/fixtures/processor/templates.json
 	.venv/reference/bin/python tests/reference/make_tokenizer_fixtures.py tests/fixtures/mlp/checkpoint \
 	    tests/fixtures/processor/tokenizers.json
+	.venv/reference/bin/python tests/reference/configurations.py tests/fixtures
 
 # npm comes from PyPI where the machine has none.
 .cache/drawings/fetched: training/spatialscore_training/kinds.tsv | .venv/test/installed

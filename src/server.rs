@@ -369,10 +369,9 @@ fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError
     let files =
         CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
     let reward: RewardConfig = files.require_json("reward_config.json")?;
-    let mut processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?;
-    if let Some(rows) = Blueprint::open(&files, Device::Cpu, Kind::Float)?.vocabulary() {
-        processor.limit_vocabulary(rows)?;
-    }
+    let vocabulary = Blueprint::open(&files, Device::Cpu, Kind::Float)?.vocabulary();
+    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?
+        .with_vocabulary(vocabulary)?;
     let devices = model.device.resolve()?;
     let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
     kinds.dedup();

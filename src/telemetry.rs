@@ -67,6 +67,8 @@ pub const SCORE_MEAN: &str = "spatialscore_score_mean";
 pub const BUILD_INFO: &str = "spatialscore_build_info";
 /// 1, with the model's `name`, `revision`, `dtype` and `devices`.
 pub const MODEL_INFO: &str = "spatialscore_model_info";
+/// 1 where the self-test at load found that the scores do not differ with the picture, or with the prompt.
+pub const CONSTANT_SCORES: &str = "spatialscore_constant_scores";
 /// 1 while the model serves; 0 while it loads or drains, or has no worker.
 pub const SERVING: &str = "spatialscore_serving";
 /// Connections that are open.
@@ -224,6 +226,7 @@ fn describe() {
     describe_histogram!(SCORE_MEAN, "The scores themselves; a drift may be reward hacking.");
     describe_gauge!(BUILD_INFO, "1, with the server's version.");
     describe_gauge!(MODEL_INFO, "1, with what is served.");
+    describe_gauge!(CONSTANT_SCORES, "1 where the scores of the self-test at load did not differ.");
     describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
     describe_gauge!(CONNECTIONS, "Connections that are open.");
     describe_counter!(CONNECTIONS_REFUSED, "Connections closed at once: there were as many as there may be.");

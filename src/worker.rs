@@ -299,7 +299,7 @@ fn guarded<T>(step: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelEr
 
 /// A NaN or an infinity is no score.
 fn finite(score: Score) -> Result<Score, ScoreError> {
-    if score.mean.is_finite() && score.stddev.is_none_or(f32::is_finite) {
+    if score.is_finite() {
         Ok(score)
     } else {
         Err(ScoreError::Internal("the model gave a score that is not finite".into()))

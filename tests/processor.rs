@@ -294,11 +294,11 @@ fn the_spaces_beside_a_token_are_the_ones_it_takes() {
 #[test]
 fn a_vocabulary_has_a_row_for_every_token() {
     let directory = fixtures().join("mlp/checkpoint");
-    let mut processor = load(&directory, LIMITS).unwrap();
+    let processor = load(&directory, LIMITS).unwrap();
     let highest = sample(&processor, "a cup", raw(56, 56)).unwrap().input_ids.into_iter().max().unwrap();
-    let refused_at_load = processor.limit_vocabulary(highest).unwrap_err().to_string();
+    let refused_at_load = load(&directory, LIMITS).unwrap().with_vocabulary(Some(highest)).err().unwrap().to_string();
     assert!(refused_at_load.contains(&format!("{highest} rows")), "{refused_at_load}");
-    processor.limit_vocabulary(highest + 1).unwrap();
+    let processor = processor.with_vocabulary(Some(highest + 1)).unwrap();
     sample(&processor, "a cup", raw(56, 56)).unwrap();
 }
 
@@ -645,7 +645,7 @@ fn checkpoints_that_cannot_be_served_are_refused_at_load() {
         (settings(json!({ "merge_size": 1 })), "preprocessor_config.json", "spatial_merge_size 2"),
         (settings(json!({ "temporal_patch_size": 1 })), "preprocessor_config.json", "temporal_patch_size 2"),
         (settings(json!({ "image_std": [0.5, 0.5, 0.0] })), "preprocessor_config.json", "above 0"),
-        (reward(json!({ "min_pixels": 4000, "max_pixels": 3000 })), "preprocessor_config.json", "4000"),
+        (reward(json!({ "min_pixels": 4000, "max_pixels": 3000 })), "reward_config.json", "4000"),
         (reward(json!({ "instruction": "Rate. <|Reward|>" })), "reward_config.json", "{prompt}"),
         (reward(json!({ "instruction": "Rate {prompt}." })), "reward_config.json", "0 times"),
         (reward(json!({ "instruction": "<|Reward|>{prompt}<|Reward|>" })), "reward_config.json", "2 times"),
@@ -729,6 +729,29 @@ fn the_placeholder_is_found_in_the_older_config_too() {
     edit(&copy, "config.json", json!({ "text_config": { "image_token_id": null } }));
     let (_, reason) = load_error(&copy);
     assert!(reason.contains("151655"), "{reason}");
+}
+
+#[test]
+fn a_token_that_the_model_has_no_row_for_is_the_callers_or_the_checkpoints_fault() {
+    let copy = changed("tokenizer.json", json!({}));
+    let path = copy.path().join("tokenizer.json");
+    let mut content = read_json(&path);
+    let tokens = content["added_tokens"].as_array_mut().unwrap();
+    let rows = tokens.iter().map(|token| token["id"].as_u64().unwrap()).max().unwrap() + 1;
+    tokens.push(json!({
+        "id": rows, "content": "spare", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false
+    }));
+    fs::write(path, content.to_string()).unwrap();
+    let load = |rows| load(copy.path(), LIMITS).unwrap().with_vocabulary(Some(rows));
+    let processor = load(rows as u32).unwrap();
+    assert!(processor.admit("a cup", raw(56, 56)).is_ok());
+    let (field, reason) = refused(processor.admit("a spare cup", raw(56, 56)));
+    assert_eq!(field, "prompt");
+    assert!(reason.contains(&format!("token {rows} is not among the {rows} of")), "{reason}");
+    // The last one is the reward's, which every conversation has.
+    let Err(error) = load(rows as u32 - 1) else { panic!("not refused") };
+    assert!(error.to_string().contains("<|Reward|>"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `spatialscore inspect`: what a checkpoint is, what it costs, what is wrong with it.
 
+use std::fs;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,11 +13,13 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use super::fail;
-use crate::model::Blueprint;
+use crate::config::{Settings, Sources};
+use crate::engine::{LoadError, SelfTest};
 use crate::model::checkpoint::{
     BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
 };
 use crate::model::qwen2_5_vl::Config;
+use crate::model::{Blueprint, RewardModel};
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
 /// Sides of the pictures whose cost is told.
@@ -25,10 +29,11 @@ const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle 
     white bowl, and three spoons lie in a row in front of the bowl. A window is centered on the back wall, a clock \
     hangs above it, and a green plant stands in the far right corner, behind a chair.";
 
-/// Read a checkpoint without running it.
+/// Read a checkpoint and test it as `serve` does before it serves.
 ///
 /// Says what it is, what it costs in memory and tokens, and everything that is wrong with it: tensors that are
-/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served.
+/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served, scores
+/// that are not finite or do not differ.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -49,7 +54,7 @@ pub struct Arguments {
     /// Stands in place of the checkpoint's reward_config.json.
     #[arg(long, value_name = "FILE")]
     reward_config: Option<PathBuf>,
-    /// Read the headers only: weights that are not finite go unseen.
+    /// Read the headers only and score nothing: weights and scores that are not finite go unseen.
     #[arg(long)]
     headers_only: bool,
     /// Write one JSON object.
@@ -74,6 +79,9 @@ struct Report {
     formats_on_disk: Vec<String>,
     adapted_weights: usize,
     skipped: Vec<String>,
+    /// What the self-test found of the scores, as `serve` makes it at load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_test: Option<String>,
     memory_bytes: Vec<(&'static str, i64)>,
     /// What square pictures cost with a prompt of the paper's usual length.
     pictures: Vec<PictureCost>,
@@ -112,7 +120,7 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         arguments.reward_config.as_deref(),
     )?;
     let blueprint = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
-    let rows = blueprint.vocabulary();
+    let vocabulary = blueprint.vocabulary();
     let Blueprint { config, reward, weights, faults } = blueprint;
     let inventory = weights.inventory();
     let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -124,11 +132,20 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         bar.finish_and_clear();
         faults.extend(bad.iter().map(ToString::to_string));
     }
-    let pictures = costs(&files, &reward, &config, rows).unwrap_or_else(|error| {
-        faults.push(error.to_string());
-        Vec::new()
-    });
+    let pictures = Processor::load(&files, &reward, ProcessorLimits::NONE)
+        .and_then(|processor| costs(&processor.with_vocabulary(vocabulary)?, &config))
+        .unwrap_or_else(|error| {
+            faults.push(error.to_string());
+            Vec::new()
+        });
     let parameters = inventory.parameters();
+    let mut self_test = None;
+    if faults.is_empty() && !arguments.headers_only {
+        match score(&files, &reward, vocabulary, 4 * parameters) {
+            Ok(found) => self_test = found,
+            Err(error) => faults.push(error.to_string()),
+        }
+    }
     Ok(Report {
         name: files.name().to_owned(),
         revision: files.revision()?,
@@ -138,28 +155,48 @@ fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
         output: reward.output,
         notice: reward.notice,
         parameters,
-        vocabulary: rows.unwrap_or_default(),
+        vocabulary: vocabulary.unwrap_or_default(),
         bytes_on_disk: inventory.bytes(),
         formats_on_disk: inventory.kinds().into_iter().collect(),
         adapted_weights: weights.adapted(),
         skipped: inventory.skipped.clone(),
+        self_test,
         memory_bytes: vec![("float32", 4 * parameters), ("bfloat16 or float16", 2 * parameters)],
         pictures,
         faults,
     })
 }
 
-/// What square pictures cost, through the real processor.
-fn costs(
+/// Loads the model and has it tested as `serve` does under its default limits, where it fits into the memory that is
+/// free.
+fn score(
     files: &CheckpointFiles,
     reward: &RewardConfig,
-    config: &Config,
-    rows: Option<u32>,
-) -> Result<Vec<PictureCost>, CheckpointError> {
-    let mut processor = Processor::load(files, reward, ProcessorLimits::NONE)?;
-    if let Some(rows) = rows {
-        processor.limit_vocabulary(rows)?;
+    vocabulary: Option<u32>,
+    bytes: i64,
+) -> Result<Option<String>, LoadError> {
+    if free_memory().is_some_and(|free| free < bytes) {
+        return Ok(Some(format!("not made: the weights take {bytes} bytes in float32, more than are free")));
     }
+    let settings =
+        Settings::load(&Sources::default()).map_err(|error| LoadError::Limits(error.to_string()))?;
+    let limits = ProcessorLimits::from(&settings.limits);
+    let processor = Processor::load(files, reward, limits)?.with_vocabulary(vocabulary)?;
+    let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
+    let mut model = RewardModel::load(files, processor.normalisation(), Device::Cpu, Kind::Float)?;
+    catch_unwind(AssertUnwindSafe(|| test.run(&mut model)))
+        .unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))
+}
+
+/// The bytes of memory that the system could give, where it says so.
+fn free_memory() -> Option<i64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<i64>().ok()?.checked_mul(1024)
+}
+
+/// What square pictures cost, through the real processor.
+fn costs(processor: &Processor, config: &Config) -> Result<Vec<PictureCost>, CheckpointError> {
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
         let draft = processor
@@ -194,6 +231,9 @@ impl Report {
         writeln!(out, "{}  {}", self.name, self.revision)?;
         if let Some(notice) = &self.notice {
             writeln!(out, "  NOTE          {notice}")?;
+        }
+        if let Some(found) = &self.self_test {
+            writeln!(out, "  SELF-TEST     {found}")?;
         }
         writeln!(out, "  architecture  {}", self.architecture)?;
         writeln!(

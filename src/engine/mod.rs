@@ -2,13 +2,15 @@
 
 mod pool;
 mod results;
+mod self_test;
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use metrics::gauge;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
@@ -20,7 +22,10 @@ use crate::model::checkpoint::{CheckpointError, Output};
 use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
 use crate::scheduler::{Job, Permit, Queue, Scored};
+use crate::telemetry::CONSTANT_SCORES;
 use crate::worker::{self, Post};
+
+pub use self_test::SelfTest;
 
 use pool::{Cost, Pool};
 use results::{Follow, Key, Lead, Lookup, Results};
@@ -43,7 +48,7 @@ pub struct ModelInfo {
     pub devices: Vec<String>,
     /// What its head gives.
     pub output: Output,
-    /// What its makers want its callers to know.
+    /// What its makers want its callers to know; before it, what the self-test found.
     pub notice: String,
 }
 
@@ -152,16 +157,24 @@ impl Engine {
         let admission = pool("admission", usize::MAX)?;
         let preparation = pool("processor", settings.limits.max_decode_bytes)?;
         let processor = Arc::new(loaded.processor);
-        let probe = probe(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
-        let least_cost = probe.tokens();
+        let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
+        let least_cost = test.cheapest.tokens();
+        let remark = Arc::new(OnceLock::new());
         let queue = Queue::new(settings.queue);
         let (up_sender, up) = watch::channel(0);
         let (report, reports) = std::sync::mpsc::channel();
         let mut workers = Vec::new();
         let count = loaded.workers.len();
         for (make, device) in loaded.workers.into_iter().zip(&loaded.info.devices) {
-            let (probe, report) = (probe.clone(), report.clone());
-            let make = move || make().and_then(|scorer| try_once(scorer, &probe));
+            let (test, remark, report) = (test.clone(), Arc::clone(&remark), report.clone());
+            let make = move || {
+                let mut scorer = make()?;
+                if let Some(found) = test.run(&mut scorer)? {
+                    tracing::error!(found, "the self-test at load");
+                    remark.get_or_init(|| found);
+                }
+                Ok(scorer)
+            };
             // The receiver is gone only if another worker has failed already.
             let started = move |result| drop(report.send(result));
             let post = Post {
@@ -184,10 +197,15 @@ impl Engine {
             lifeline.join();
             return Err(error);
         }
+        let mut info = loaded.info;
+        gauge!(CONSTANT_SCORES).set(if remark.get().is_some() { 1.0 } else { 0.0 });
+        if let Some(found) = remark.get() {
+            info.notice = [found, info.notice.as_str()].join(" ").trim_end().to_owned();
+        }
         let mut seed = blake3::Hasher::new();
-        seed.update(loaded.info.revision.as_bytes()).update(&[0]);
+        seed.update(info.revision.as_bytes()).update(&[0]);
         let engine = Self {
-            info: loaded.info,
+            info,
             limits: settings.limits.clone(),
             processor,
             admission,
@@ -386,20 +404,5 @@ impl Lifeline {
                 tracing::error!("a worker ended with a panic");
             }
         }
-    }
-}
-
-/// About the cheapest item that there can be, so that it keeps whatever limits can be kept.
-fn probe(processor: &Processor) -> Result<Sample, ScoreError> {
-    let picture = Picture::Raw { width: 1, height: 1, rgb8: vec![128; 3].into() };
-    processor.prepare(processor.admit("a", picture)?)
-}
-
-/// The scorer, once it has scored.
-fn try_once<S: Scorer>(mut scorer: S, probe: &Sample) -> Result<S, LoadError> {
-    match scorer.score(&[probe]) {
-        Ok(scores) if scores.iter().any(|score| score.mean.is_finite()) => Ok(scorer),
-        Ok(_) => Err(LoadError::Probe("its score is not finite".into())),
-        Err(error) => Err(LoadError::Probe(error.to_string())),
     }
 }

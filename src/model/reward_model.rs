@@ -13,6 +13,8 @@ use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
 /// The weight that has a row for every token.
 const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
+/// How far apart two scores of one item may be in different batches, as a share of how large scores are.
+const ROUNDING: f32 = 1e-5;
 
 /// A SpatialScore model on one device.
 #[derive(Debug)]
@@ -45,12 +47,30 @@ impl Blueprint {
         let config = Config::from_json(&files.require_json::<Value>("config.json")?)
             .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
         let reward: RewardConfig = files.require_json("reward_config.json")?;
-        let weights = Weights::open(files, canonical_name, device, kind)?;
+        let mut weights = Weights::open(files, canonical_name, device, kind)?;
+        if config.ties_embeddings && weights.inventory().shape(EMBEDDINGS).is_none() {
+            // One tensor under two names, of which a file may hold either.
+            let tied = |key: &str| match key {
+                "lm_head.weight" => Some(EMBEDDINGS.to_owned()),
+                key => canonical_name(key),
+            };
+            weights = Weights::open(files, tied, device, kind)?;
+        }
         let inventory = weights.inventory();
-        // The vocabulary's rows are the tensor's to say.
-        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied());
-        let mut expected = config.tensors(rows.unwrap_or_default());
-        expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
+        // The vocabulary's rows are the tensor's to say: trainers that add a token cut the padded table to size. One
+        // that has grown is not the one that the configuration is of.
+        let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied()).unwrap_or_default();
+        if let Some(said) = config.text.vocab_size.filter(|said| rows > *said) {
+            return Err(CheckpointError::invalid(
+                "config.json",
+                format!("vocab_size is {said}, but {EMBEDDINGS} has {rows} rows, must be at least as many"),
+            ));
+        }
+        let mut expected = config.tensors(rows);
+        expected.extend(
+            expected_tensors(inventory, config.text.hidden_size, reward.output)
+                .map_err(|reason| CheckpointError::invalid("model.safetensors", reason))?,
+        );
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
     }
@@ -173,6 +193,28 @@ impl Scorer for RewardModel {
     fn collect(&mut self, Running(columns): Running) -> Result<Vec<Score>, ModelError> {
         let _no_grad = no_grad_guard();
         Ok(self.head.scores(&columns)?)
+    }
+
+    fn self_test(&mut self, samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {
+        let scores = self.score(&samples.each_ref())?;
+        if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
+            return Err(ModelError::Sample(format!("a score is not finite: {score}")));
+        }
+        let [a, b, c, d] = <[Score; 4]>::try_from(scores)
+            .map_err(|scores| ModelError::Sample(format!("{} scores for 4 samples", scores.len())))?
+            .map(|score| score.mean);
+        // Less than what the neighbours in a batch change is no difference.
+        let scale = [a, b, c, d].map(f32::abs).into_iter().fold(0.0, f32::max);
+        let alike = |one: f32, other: f32| (one - other).abs() <= ROUNDING * scale;
+        let (in_picture, in_prompt) = (alike(a, b) && alike(c, d), alike(a, c) && alike(b, d));
+        Ok(match (in_picture, in_prompt) {
+            (true, true) => {
+                Some(format!("EVERY SCORE IS {a}: two pictures under two prompts are scored alike"))
+            }
+            (true, false) => Some("THE PICTURE DOES NOT MATTER: two of them are scored alike".to_owned()),
+            (false, true) => Some("THE PROMPT DOES NOT MATTER: a picture has one score under two".to_owned()),
+            (false, false) => None,
+        })
     }
 
     /// After an error that leaves a CUDA context dead, even a single number cannot be made and fetched.

@@ -1,5 +1,7 @@
 //! What the model reads and what it gives.
 
+use std::fmt;
+
 /// A picture cut into the patches that the vision tower reads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
@@ -39,6 +41,22 @@ pub struct Score {
     pub mean: f32,
     /// The standard deviation, where the checkpoint gives one.
     pub stddev: Option<f32>,
+}
+
+impl Score {
+    /// Whether it is a reward at all: a NaN or an infinity is none.
+    pub fn is_finite(&self) -> bool {
+        self.mean.is_finite() && self.stddev.is_none_or(f32::is_finite)
+    }
+}
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stddev {
+            Some(stddev) => write!(f, "mean {}, standard deviation {stddev}", self.mean),
+            None => write!(f, "{}", self.mean),
+        }
+    }
 }
 
 /// How the model turns a byte of a picture into what the vision tower reads, channel by channel:

@@ -38,6 +38,15 @@ pub trait Scorer {
         self.collect(running)
     }
 
+    /// Scores these samples before any caller's: two pictures under one prompt, then the same two under another. Says in
+    /// words for people what callers must know of the scores: that they do not differ. A fake has nothing to say.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`], and where a score is not finite.
+    fn self_test(&mut self, _samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {
+        Ok(None)
+    }
+
     /// Asked after a failure: whether the device can compute nothing any more, so that only a new scorer can.
     fn is_lost(&mut self) -> bool {
         false

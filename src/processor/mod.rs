@@ -110,7 +110,13 @@ impl Draft {
         self.input_ids.len()
     }
 
-    /// The bytes that [`Processor::prepare`] will take at most, beside those of the picture as it was sent.
+    /// The most bytes that [`Processor::prepare`] holds at once while it decodes the picture, by the file's header; 0
+    /// for raw pixels, which are there already.
+    pub fn decoding_memory(&self) -> u64 {
+        self.source.memory
+    }
+
+    /// The most bytes that [`Processor::prepare`] holds at once, resizing included, beside the picture as it was sent.
     pub fn memory(&self) -> usize {
         self.memory
     }
@@ -181,14 +187,17 @@ impl Processor {
         })
     }
 
-    /// Holds the tokenizer against the rows of the model's vocabulary.
+    /// The same for a model of so many rows of vocabulary, if that is known.
     ///
     /// # Errors
     ///
     /// The conversation or plain text has tokens that the model has no row for. Prompts that bring in other such
     /// tokens are refused when they come.
-    pub fn limit_vocabulary(&mut self, rows: u32) -> Result<(), CheckpointError> {
-        self.prompts.limit_vocabulary(rows)
+    pub fn with_vocabulary(mut self, rows: Option<u32>) -> Result<Self, CheckpointError> {
+        if let Some(rows) = rows {
+            self.prompts.limit_vocabulary(rows)?;
+        }
+        Ok(self)
     }
 
     /// How the model is to turn a [`Sample`]'s bytes into numbers.

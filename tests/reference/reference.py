@@ -47,21 +47,35 @@ logging.disable_progress_bar()
 SENTINEL = "PROMPT-STANDS-HERE"
 
 
+def linear(tensors, name):
+    """An empty layer with the shape of this one."""
+    rows, columns = tensors[f"{name}.weight"].shape
+    return nn.Linear(columns, rows, bias=f"{name}.bias" in tensors)
+
+
 def head_from(tensors):
     """The reward head whose state dict this is: `weight` alone, or a sequence of linear layers with ReLU between.
 
     A slot that holds no weights is the activation if it is the first behind a layer, else dropout, which is nothing.
+    With `output_layer` it is the head that HPSv3's trainer makes of `rm_head_kwargs`.
     """
     if "weight" in tensors:
         rows, columns = tensors["weight"].shape
         head = nn.Linear(columns, rows, bias="bias" in tensors)
+    elif "output_layer.weight" in tensors:
+        head = nn.Sequential(linear(tensors, "0"), nn.ReLU(), nn.Dropout())
+        layer = 1
+        while f"layer_{layer}.0.weight" in tensors:
+            block = nn.Sequential(linear(tensors, f"layer_{layer}.0"), nn.ReLU(), nn.Dropout())
+            head.add_module(f"layer_{layer}", block)
+            layer += 1
+        head.add_module("output_layer", linear(tensors, "output_layer"))
     else:
         slots = sorted({int(key.split(".")[0]) for key in tensors})
         head = nn.Sequential()
         for slot in range(slots[-1] + 1):
             if slot in slots:
-                rows, columns = tensors[f"{slot}.weight"].shape
-                head.append(nn.Linear(columns, rows, bias=f"{slot}.bias" in tensors))
+                head.append(linear(tensors, str(slot)))
             else:
                 head.append(nn.ReLU() if slot - 1 in slots else nn.Identity())
     head.load_state_dict(tensors)
@@ -92,6 +106,10 @@ def load_model(directory, dtype=torch.float32):
     embeddings = read_tensors(
         sorted(directory.glob("model*.safetensors")),
         lambda key: "rows" if key.endswith("embed_tokens.weight") else None,
+    ) or read_tensors(
+        # Of two tied tensors a file may hold the other one alone.
+        sorted(directory.glob("model*.safetensors")),
+        lambda key: "rows" if key == "lm_head.weight" else None,
     )
     # Trainers that add a token shrink the padded table and leave the config behind: the tensor decides.
     config.text_config.vocab_size = len(embeddings["rows"])

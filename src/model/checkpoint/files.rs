@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::CheckpointError;
+use super::{CheckpointError, python_json};
 
 /// The checkpoint that the binary carries.
 static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/models/spatialscore-mini");
@@ -161,7 +161,9 @@ impl CheckpointFiles {
     /// A JSON file, or `None` where the checkpoint has none of that name.
     pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, CheckpointError> {
         let Some(bytes) = self.read(file)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| CheckpointError::invalid(file, e.to_string()))
+        let refuse = |reason| CheckpointError::invalid(file, reason);
+        let value = python_json::parse(&bytes).map_err(refuse)?;
+        T::deserialize(value).map(Some).map_err(|e| refuse(e.to_string()))
     }
 
     /// A JSON file that a checkpoint must have.

@@ -2,6 +2,7 @@
 
 mod files;
 mod lora;
+pub mod python_json;
 mod reward_config;
 mod tensors;
 mod weights;

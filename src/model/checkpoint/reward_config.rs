@@ -1,6 +1,9 @@
 //! `reward_config.json`: what a checkpoint says of its reward, beyond what `config.json` can say.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value;
+
+use super::python_json::{quote, whole};
 
 /// `reward_config.json` of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -16,16 +19,27 @@ pub struct RewardConfig {
     /// How the decoder numbers the tokens.
     pub positions: Positions,
     /// The least number of pixels that a picture is resized to. Absent: `preprocessor_config.json` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "pixels", skip_serializing_if = "Option::is_none")]
     pub min_pixels: Option<u64>,
     /// The greatest number of pixels that a picture is resized to. Absent: `preprocessor_config.json` says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "pixels", skip_serializing_if = "Option::is_none")]
     pub max_pixels: Option<u64>,
     /// What the head's columns mean.
     pub output: Output,
     /// What the checkpoint's makers want its callers to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
+}
+
+/// A number of pixels, which Python's programs may write as a float.
+fn pixels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let wrong = |value: &Value| {
+        de::Error::custom(format!("a number of pixels is {}, must be whole and at least 0", quote(value)))
+    };
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        value => whole(&value).map(Some).ok_or_else(|| wrong(&value)),
+    }
 }
 
 /// The token whose hidden state the head reads.

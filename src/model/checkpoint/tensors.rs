@@ -128,7 +128,7 @@ impl Inventory {
 
     /// Tensors that are on no disk: norms of ones, and elsewhere random values, as wide as keeps a layer's output as
     /// wide as its input.
-    pub(super) fn random(tensors: Vec<(String, Vec<i64>)>) -> Self {
+    pub(in crate::model) fn random(tensors: Vec<(String, Vec<i64>)>) -> Self {
         let entry = |(name, shape): (String, Vec<i64>)| {
             let (file, kind) = ("random weights".to_owned(), Kind::Float);
             (name.clone(), Entry { file, key: name, bytes: Bytes::Random, offset: 0, shape, kind })

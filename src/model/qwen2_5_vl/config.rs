@@ -3,6 +3,15 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::config_keys::{faults, section, vision_section};
+use super::config_rope::{AXIAL, MULTIMODAL, Rope};
+use crate::model::checkpoint::python_json::one_of;
+
+/// The gates of the MLPs that are supported, by the reference's names: one function.
+const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
+/// The kinds of attention that are supported, by the reference's names of today and of old.
+const FULL_ATTENTION: [&str; 2] = ["full_attention", "attention"];
+
 /// The shape of a model: the reference's `Qwen2_5_VLConfig`, as far as pictures and text need it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -12,6 +21,8 @@ pub struct Config {
     pub text: TextConfig,
     /// The id of the placeholder that stands for one visual token.
     pub image_token_id: u32,
+    /// Whether `lm_head` and the embeddings are one tensor, so that either stands for both.
+    pub ties_embeddings: bool,
 }
 
 /// The reference's `Qwen2_5_VLVisionConfig`, with its defaults.
@@ -42,7 +53,9 @@ pub struct VisionConfig {
     pub out_hidden_size: i64,
     /// The blocks that attend over the whole picture.
     pub fullatt_block_indexes: Vec<usize>,
-    rope_parameters: Option<Rope>,
+    head_dim: Option<i64>,
+    #[serde(skip)]
+    rope: Rope,
 }
 
 impl Default for VisionConfig {
@@ -60,7 +73,8 @@ impl Default for VisionConfig {
             window_size: 112,
             out_hidden_size: 3584,
             fullatt_block_indexes: vec![7, 15, 23, 31],
-            rope_parameters: None,
+            head_dim: None,
+            rope: Rope::default(),
         }
     }
 }
@@ -85,21 +99,15 @@ pub struct TextConfig {
     pub max_position_embeddings: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
-    /// Sliding-window attention, which is not served.
-    pub use_sliding_window: Option<bool>,
-    // transformers 5 keeps all of the rotary positions in rope_parameters, its forerunners in the other two.
-    rope_parameters: Option<Rope>,
-    rope_scaling: Option<Rope>,
-    rope_theta: Option<f64>,
-}
-
-/// How the angles of the rotary positions are made.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-struct Rope {
-    rope_type: Option<String>,
-    r#type: Option<String>,
-    rope_theta: Option<f64>,
-    mrope_section: Option<Vec<i64>>,
+    /// Rows of the vocabulary, if the file says so. The checkpoint may have fewer.
+    pub vocab_size: Option<i64>,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<i64>,
+    max_window_layers: Option<i64>,
+    layer_types: Option<Vec<String>>,
+    head_dim: Option<i64>,
+    #[serde(skip)]
+    rope: Rope,
 }
 
 impl Default for TextConfig {
@@ -113,10 +121,13 @@ impl Default for TextConfig {
             hidden_act: "silu".into(),
             max_position_embeddings: 32768,
             rms_norm_eps: 1e-5,
+            vocab_size: None,
             use_sliding_window: None,
-            rope_parameters: None,
-            rope_scaling: None,
-            rope_theta: None,
+            sliding_window: Some(4096),
+            max_window_layers: Some(80),
+            layer_types: None,
+            head_dim: None,
+            rope: Rope::default(),
         }
     }
 }
@@ -129,7 +140,7 @@ impl VisionConfig {
 
     /// The base of the rotary angles.
     pub fn rope_theta(&self) -> f64 {
-        self.rope_parameters.as_ref().and_then(|r| r.rope_theta).unwrap_or(1e4)
+        self.rope.theta
     }
 
     /// Side of an attention window in visual tokens.
@@ -166,17 +177,24 @@ impl TextConfig {
 
     /// The base of the rotary angles.
     pub fn rope_theta(&self) -> f64 {
-        self.rope().and_then(|r| r.rope_theta).or(self.rope_theta).unwrap_or(1e6)
+        self.rope.theta
     }
 
-    fn rope(&self) -> Option<&Rope> {
-        self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())
+    /// How many of a head's frequencies turn with time, height, width, time again, and so on.
+    pub fn mrope_section(&self) -> &[i64] {
+        &self.rope.sections
     }
 
-    /// How many of a head's frequencies turn with time, height and width.
-    pub fn mrope_section(&self) -> [i64; 3] {
-        let section = self.rope().and_then(|r| r.mrope_section.as_deref());
-        section.and_then(|s| s.try_into().ok()).unwrap_or([16, 24, 24])
+    /// The kinds of attention that are not over all tokens before: as the reference reads them of several keys.
+    fn other_attention(&self) -> Option<String> {
+        let windowed = self.use_sliding_window == Some(true) && self.sliding_window.is_some();
+        match &self.layer_types {
+            Some(types) => types.iter().find(|kind| !FULL_ATTENTION.contains(&kind.as_str())).cloned(),
+            None if windowed && self.max_window_layers.is_none_or(|n| n < self.num_hidden_layers as i64) => {
+                Some("sliding_attention".to_owned())
+            }
+            None => None,
+        }
     }
 }
 
@@ -184,113 +202,130 @@ impl Config {
     /// Reads `config.json`, of today's form with a `text_config` or of the older one that keeps the decoder's
     /// fields at the top.
     ///
+    /// What the reference refuses is refused, and so is what it computes otherwise than this model would.
+    ///
     /// # Errors
-    /// What cannot be served, and what would be right.
+    /// Everything that cannot be served, and what would be right.
     pub fn from_json(json: &Value) -> Result<Self, String> {
         let top = json.as_object().ok_or("not an object")?;
         expect(top, "model_type", "qwen2_5_vl")?;
-        if top.get("quantization_config").is_some_and(|v| !v.is_null()) {
-            return Err("quantization_config: quantised weights are not served; save them as bfloat16".into());
-        }
-        let text = top.get("text_config").filter(|v| !v.is_null()).unwrap_or(json);
-        let vision = top.get("vision_config").ok_or("vision_config is missing")?;
-        let config = Self {
-            vision: section(vision, "vision_config")?,
-            text: section(text, "text_config")?,
-            image_token_id: match top.get("image_token_id") {
-                None => 151_655,
-                Some(id) => {
-                    id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or("image_token_id is not an id")?
-                }
-            },
+        let (text, prefix) = match section(top, "text_config")? {
+            Some(text) => (text, "text_config."),
+            None => (top, ""),
         };
-        config.check()?;
-        Ok(config)
+        let vision = section(top, "vision_config")?.ok_or("vision_config is missing, must be an object")?;
+        let vision = vision_section(vision);
+        let mut faults = faults(top, text, prefix, &vision);
+        let mut rope = |section, prefix, kind| {
+            Rope::read(section, prefix, kind).map_err(|fault| faults.push(fault)).unwrap_or_default()
+        };
+        let (text_rope, vision_rope) =
+            (rope(text, prefix, &MULTIMODAL), rope(&vision, "vision_config.", &AXIAL));
+        if !faults.is_empty() {
+            return Err(faults.join("; "));
+        }
+        let ties =
+            |section: &Map<String, Value>| section.get("tie_word_embeddings") == Some(&Value::Bool(true));
+        let config = Self {
+            vision: VisionConfig { rope: vision_rope, ..read(vision, "vision_config")? },
+            text: TextConfig { rope: text_rope, ..read(text.clone(), "text_config")? },
+            // Some releases wrote it beside the decoder's keys.
+            image_token_id: [top, text]
+                .into_iter()
+                .find_map(|section| section.get("image_token_id").filter(|id| !id.is_null()))
+                .map_or(Ok(151_655), u32::deserialize)
+                .map_err(|e| format!("image_token_id: {e}"))?,
+            ties_embeddings: ties(top) || ties(text),
+        };
+        let faults = config.faults(prefix);
+        if faults.is_empty() { Ok(config) } else { Err(faults.join("; ")) }
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// What does not fit together, or is not served.
+    fn faults(&self, prefix: &str) -> Vec<String> {
         let (v, t) = (&self.vision, &self.text);
-        let sizes = [
-            ("vision_config.hidden_size", v.hidden_size),
-            ("vision_config.intermediate_size", v.intermediate_size),
-            ("vision_config.num_heads", v.num_heads),
-            ("vision_config.patch_size", v.patch_size),
-            ("vision_config.spatial_merge_size", v.spatial_merge_size),
-            ("vision_config.temporal_patch_size", v.temporal_patch_size),
-            ("hidden_size", t.hidden_size),
-            ("intermediate_size", t.intermediate_size),
-            ("num_hidden_layers", t.num_hidden_layers as i64),
-            ("num_attention_heads", t.num_attention_heads),
-            ("num_key_value_heads", t.key_value_heads()),
-        ];
-        let rope = t.rope().and_then(|r| r.rope_type.as_deref().or(r.r#type.as_deref())).unwrap_or("default");
-        let rules = [
-            (v.in_channels == 3, format!("vision_config.in_channels is {}, must be 3", v.in_channels)),
-            (
-                v.hidden_act == "silu",
-                format!("vision_config.hidden_act is {:?}, must be \"silu\"", v.hidden_act),
-            ),
-            (t.hidden_act == "silu", format!("hidden_act is {:?}, must be \"silu\"", t.hidden_act)),
-            (
-                !t.use_sliding_window.unwrap_or(false),
-                "use_sliding_window is true; sliding windows are not served".into(),
-            ),
-            (
-                ["default", "mrope"].contains(&rope),
-                format!("rope_type is {rope:?}, must be \"default\" or \"mrope\""),
-            ),
-            (
-                v.out_hidden_size == t.hidden_size,
-                format!(
-                    "vision_config.out_hidden_size is {}, hidden_size is {}; they must be equal",
-                    v.out_hidden_size, t.hidden_size
-                ),
-            ),
-            (
-                v.hidden_size % v.num_heads.max(1) == 0 && (v.hidden_size / v.num_heads.max(1)) % 4 == 0,
-                format!(
-                    "vision_config.hidden_size {} must be a multiple of 4 × num_heads {}",
-                    v.hidden_size, v.num_heads
-                ),
-            ),
-            (
-                t.hidden_size % t.num_attention_heads.max(1) == 0,
-                format!(
-                    "hidden_size {} must be a multiple of num_attention_heads {}",
-                    t.hidden_size, t.num_attention_heads
-                ),
-            ),
-            (
-                t.num_attention_heads % t.key_value_heads().max(1) == 0,
-                format!(
-                    "num_attention_heads {} must be a multiple of num_key_value_heads {}",
-                    t.num_attention_heads,
-                    t.key_value_heads()
-                ),
-            ),
-            (
-                t.mrope_section().iter().sum::<i64>() * 2 == t.hidden_size / t.num_attention_heads.max(1),
-                format!(
-                    "mrope_section {:?} must add up to half the width of a head, {}",
-                    t.mrope_section(),
-                    t.hidden_size / t.num_attention_heads.max(1) / 2
-                ),
-            ),
-            (
-                v.window_size >= v.patch_size * v.spatial_merge_size,
-                format!(
-                    "vision_config.window_size {} must be at least a visual token's side, {}",
-                    v.window_size,
-                    v.patch_size * v.spatial_merge_size
-                ),
-            ),
-        ];
-        let too_small =
-            sizes.iter().find(|(_, n)| *n < 1).map(|(name, n)| format!("{name} is {n}, must be at least 1"));
-        match too_small.or_else(|| rules.into_iter().find(|(holds, _)| !holds).map(|(_, rule)| rule)) {
-            Some(fault) => Err(fault),
-            None => Ok(()),
+        let mut faults = Vec::new();
+        let mut rule = |holds: bool, fault: String| {
+            if !holds {
+                faults.push(fault);
+            }
+        };
+        let gates = [("vision_config.", &v.hidden_act), (prefix, &t.hidden_act)];
+        for (section, gate) in gates {
+            let supported = one_of(&ACTIVATIONS);
+            let fault =
+                format!("{section}hidden_act is {gate:?}, must be {supported}: others are not supported");
+            rule(ACTIVATIONS.contains(&gate.as_str()), fault);
         }
+        if let Some(kind) = t.other_attention() {
+            let supported = one_of(&FULL_ATTENTION);
+            rule(
+                false,
+                format!("{prefix}layer_types has {kind:?}, must be {supported}: others are not supported"),
+            );
+        }
+        let (layers, kinds) =
+            (t.num_hidden_layers, t.layer_types.as_ref().map_or(t.num_hidden_layers, Vec::len));
+        rule(
+            layers == kinds,
+            format!("{prefix}layer_types has {kinds} entries for num_hidden_layers {layers}"),
+        );
+        rule(v.in_channels == 3, format!("vision_config.in_channels is {}, must be 3", v.in_channels));
+        rule(
+            v.out_hidden_size == t.hidden_size,
+            format!(
+                "vision_config.out_hidden_size is {}, {prefix}hidden_size is {}; they must be equal",
+                v.out_hidden_size, t.hidden_size
+            ),
+        );
+        rule(
+            v.hidden_size % v.num_heads == 0 && v.head_dim() % 4 == 0,
+            format!(
+                "vision_config.hidden_size {} must be a multiple of 4 × num_heads {}",
+                v.hidden_size, v.num_heads
+            ),
+        );
+        rule(
+            t.hidden_size % t.num_attention_heads == 0 && t.head_dim() % 2 == 0,
+            format!(
+                "{prefix}hidden_size {} must be a multiple of 2 × num_attention_heads {}",
+                t.hidden_size, t.num_attention_heads
+            ),
+        );
+        rule(
+            t.num_attention_heads % t.key_value_heads() == 0,
+            format!(
+                "{prefix}num_attention_heads {} must be a multiple of num_key_value_heads {}",
+                t.num_attention_heads,
+                t.key_value_heads()
+            ),
+        );
+        for (section, said, width) in
+            [("vision_config.", v.head_dim, v.head_dim()), (prefix, t.head_dim, t.head_dim())]
+        {
+            // The reference takes 0 for nothing.
+            let said = said.filter(|&said| said != 0).unwrap_or(width);
+            let fault = format!("{section}head_dim is {said}, but hidden_size over the heads is {width}");
+            rule(said == width, fault);
+        }
+        let sections: i128 = t.mrope_section().iter().map(|&n| i128::from(n)).sum();
+        rule(
+            sections * 2 == i128::from(t.head_dim()) && t.mrope_section().iter().all(|&n| n >= 0),
+            format!(
+                "{prefix}{}s parts must be at least 0 and must add up to half the width of a head, {}",
+                t.rope.said_of_sections,
+                t.head_dim() / 2
+            ),
+        );
+        rule(
+            v.window_size >= v.patch_size * v.spatial_merge_size,
+            format!(
+                "vision_config.window_size {} must be at least a visual token's side, {}",
+                v.window_size,
+                v.patch_size * v.spatial_merge_size
+            ),
+        );
+        faults
     }
 
     /// Every tensor of the backbone with its shape, by the names that [`super::canonical_name`] gives. The
@@ -359,8 +394,8 @@ fn linear(name: &str, out: i64, input: i64, bias: bool) -> Vec<(String, Vec<i64>
     list
 }
 
-fn section<T: for<'de> Deserialize<'de>>(json: &Value, name: &str) -> Result<T, String> {
-    T::deserialize(json).map_err(|e| format!("{name}: {e}"))
+fn read<T: for<'de> Deserialize<'de>>(section: Map<String, Value>, name: &str) -> Result<T, String> {
+    T::deserialize(Value::Object(section)).map_err(|e| format!("{name}: {e}"))
 }
 
 fn expect(top: &Map<String, Value>, key: &str, wanted: &str) -> Result<(), String> {

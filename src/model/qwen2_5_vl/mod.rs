@@ -3,6 +3,8 @@
 
 mod batch;
 mod config;
+mod config_keys;
+mod config_rope;
 mod flops;
 mod probe;
 mod rope;

@@ -18,8 +18,8 @@ pub struct Decoder {
     norm: RmsNorm,
     /// `[width of a head / 2]`, fp32.
     inverse_frequencies: Tensor,
-    /// Which of the three axes turns each pair of a head's numbers.
-    section: [i64; 3],
+    /// How many pairs of a head's numbers turn with time, height, width, time again, and so on.
+    sections: Vec<i64>,
 }
 
 impl Decoder {
@@ -31,7 +31,7 @@ impl Decoder {
             embeddings: weights.take("language_model.embed_tokens.weight")?,
             norm: RmsNorm::load(weights, "language_model.norm", config.rms_norm_eps)?,
             inverse_frequencies: inverse_frequencies(config.head_dim(), config.rope_theta(), weights.device),
-            section: config.mrope_section(),
+            sections: config.mrope_section().to_vec(),
         })
     }
 
@@ -76,10 +76,10 @@ impl Decoder {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
         let mut start = 0;
         let parts: Vec<Tensor> = (0..)
-            .zip(self.section)
-            .map(|(axis, length)| {
+            .zip(&self.sections)
+            .map(|(part, length)| {
                 start += length;
-                angles.select(0, axis).narrow(-1, start - length, length)
+                angles.select(0, part % 3).narrow(-1, start - length, *length)
             })
             .collect();
         turns(&Tensor::cat(&parts, -1))
