@@ -8,16 +8,18 @@ use bytes::Bytes;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tch::{Device, Kind};
 
 use super::fail;
-use crate::model::Blueprint;
+use crate::config::{Settings, Sources};
+use crate::engine::{Examination, LoadError};
 use crate::model::checkpoint::{
-    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
+    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardToken,
 };
 use crate::model::qwen2_5_vl::Config;
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
+/// What a forward needs beside the model.
+const SPARE_MIB: i64 = 1024;
 /// Sides of the pictures whose cost is told.
 const SIDES: [u32; 4] = [224, 512, 1024, 2048];
 /// A prompt of the paper's usual length, for telling what an item costs.
@@ -25,10 +27,11 @@ const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle 
     white bowl, and three spoons lie in a row in front of the bowl. A window is centered on the back wall, a clock \
     hangs above it, and a green plant stands in the far right corner, behind a chair.";
 
-/// Read a checkpoint without running it.
+/// Read a checkpoint, and try what `serve` would.
 ///
 /// Says what it is, what it costs in memory and tokens, and everything that is wrong with it: tensors that are
-/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served.
+/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served. Then,
+/// where memory suffices, it loads the model and runs one forward on the CPU, as `serve` does before it serves.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -49,7 +52,7 @@ pub struct Arguments {
     /// Stands in place of the checkpoint's reward_config.json.
     #[arg(long, value_name = "FILE")]
     reward_config: Option<PathBuf>,
-    /// Read the headers only: weights that are not finite go unseen.
+    /// Read the headers only: weights that are not finite, and scores that are not, go unseen.
     #[arg(long)]
     headers_only: bool,
     /// Write one JSON object.
@@ -77,14 +80,19 @@ struct Report {
     memory_bytes: Vec<(&'static str, i64)>,
     /// What square pictures cost with a prompt of the paper's usual length.
     pictures: Vec<PictureCost>,
+    /// Why not all was tried that `serve` does, where nothing is wrong so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untried: Option<String>,
     faults: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct PictureCost {
     side: u32,
-    tokens: usize,
-    visual_tokens: usize,
+    tokens: Option<usize>,
+    visual_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 /// Runs the command.
@@ -105,65 +113,89 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
+fn examine(arguments: &Arguments) -> Result<Report, LoadError> {
     let files = CheckpointFiles::open(
         &arguments.checkpoint,
         arguments.revision.as_deref(),
         arguments.reward_config.as_deref(),
     )?;
-    let Blueprint { config, reward, weights, faults } = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
-    let inventory = weights.inventory();
-    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-    if !arguments.headers_only {
-        let style = ProgressStyle::with_template("reading {bytes}/{total_bytes} {wide_bar} {eta}");
-        let bar = ProgressBar::new(inventory.bytes());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let bad = inventory.non_finite(|bytes| bar.inc(bytes))?;
-        bar.finish_and_clear();
-        faults.extend(bad.iter().map(ToString::to_string));
-    }
-    let pictures = costs(&files, &reward, &config).unwrap_or_else(|error| {
-        faults.push(error.to_string());
-        Vec::new()
-    });
+    let limits = Settings::load(&Sources::default()).map_err(|e| LoadError::Limits(e.to_string()))?.limits;
+    let examination = Examination::of(&files, ProcessorLimits::from(&limits))?;
+    let mut faults: Vec<String> = examination.faults.iter().map(ToString::to_string).collect();
+    let Examination { blueprint, processor, .. } = &examination;
+    let (inventory, reward) = (blueprint.weights.inventory(), blueprint.reward.clone());
     let parameters = inventory.parameters();
-    Ok(Report {
+    let image_token_id = blueprint.config.image_token_id;
+    let pictures = processor.iter().flat_map(|processor| costs(processor, image_token_id)).collect();
+    let mut report = Report {
         name: files.name().to_owned(),
-        revision: files.revision()?,
-        architecture: architecture(&config),
+        revision: String::new(),
+        architecture: architecture(&blueprint.config),
         positions: reward.positions,
         reward_token: reward.reward_token,
         output: reward.output,
         notice: reward.notice,
         parameters,
-        vocabulary: inventory
-            .shape("language_model.embed_tokens.weight")
-            .and_then(|shape| shape.first().copied())
-            .unwrap_or_default(),
+        vocabulary: blueprint.vocabulary(),
         bytes_on_disk: inventory.bytes(),
         formats_on_disk: inventory.kinds().into_iter().collect(),
-        adapted_weights: weights.adapted(),
+        adapted_weights: blueprint.weights.adapted(),
         skipped: inventory.skipped.clone(),
         memory_bytes: vec![("float32", 4 * parameters), ("bfloat16 or float16", 2 * parameters)],
         pictures,
-        faults,
+        untried: None,
+        faults: Vec::new(),
+    };
+    if arguments.headers_only {
+        report.untried = Some("only headers were read".into());
+    } else if blueprint.faults.is_empty() {
+        faults.extend(non_finite(&examination)?);
+    }
+    if faults.is_empty() && !arguments.headers_only {
+        match too_large(4 * parameters) {
+            Some(reason) => report.untried = Some(reason),
+            None => faults.extend(examination.rehearse().err().map(|error| error.to_string())),
+        }
+    }
+    report.revision = files.revision()?;
+    report.faults = faults;
+    Ok(report)
+}
+
+/// Reads all weights, merged, and shows how far it is.
+fn non_finite(examination: &Examination) -> Result<Option<String>, CheckpointError> {
+    let style = ProgressStyle::with_template("reading {bytes}/{total_bytes} {wide_bar} {eta}");
+    let bar = ProgressBar::new(examination.blueprint.weights.inventory().bytes());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bad = examination.non_finite(|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    Ok(bad.map(|error| error.to_string()))
+}
+
+/// Why a model of so many bytes is not loaded here for a try.
+fn too_large(bytes: i64) -> Option<String> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available: i64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    let (needed, available) = (bytes / (1 << 20) + SPARE_MIB, available / 1024);
+    (needed > available).then(|| {
+        format!("no forward was run: the model takes {needed} MiB in float32, and {available} MiB are free")
     })
 }
 
 /// What square pictures cost, through the real processor.
-fn costs(
-    files: &CheckpointFiles,
-    reward: &RewardConfig,
-    config: &Config,
-) -> Result<Vec<PictureCost>, CheckpointError> {
-    let processor = Processor::load(files, reward, ProcessorLimits::NONE)?;
+fn costs(processor: &Processor, image_token_id: u32) -> Vec<PictureCost> {
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
-        let draft = processor
-            .admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 })
-            .map_err(|e| CheckpointError::invalid("preprocessor_config.json", e.to_string()))?;
-        let visual_tokens = draft.count(config.image_token_id);
-        Ok(PictureCost { side, tokens: draft.tokens(), visual_tokens })
+        match processor.admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 }) {
+            Err(error) => {
+                PictureCost { side, tokens: None, visual_tokens: None, refused: Some(error.to_string()) }
+            }
+            Ok(draft) => {
+                let visual_tokens = Some(draft.count(image_token_id));
+                PictureCost { side, tokens: Some(draft.tokens()), visual_tokens, refused: None }
+            }
+        }
     };
     SIDES.into_iter().map(cost).collect()
 }
@@ -210,15 +242,20 @@ impl Report {
         for (format, bytes) in &self.memory_bytes {
             writeln!(out, "  in memory     {} in {format}", mib(*bytes as f64))?;
         }
-        for PictureCost { side, tokens, visual_tokens } in &self.pictures {
-            writeln!(
-                out,
-                "  {:<12}  {tokens} tokens, {visual_tokens} of them visual",
-                format!("{side}x{side}")
-            )?;
+        for PictureCost { side, tokens, visual_tokens, refused } in &self.pictures {
+            let side = format!("{side}x{side}");
+            match (tokens, visual_tokens) {
+                (Some(tokens), Some(visual)) => {
+                    writeln!(out, "  {side:<12}  {tokens} tokens, {visual} of them visual")?;
+                }
+                _ => writeln!(out, "  {side:<12}  refused: {}", refused.as_deref().unwrap_or_default())?,
+            }
         }
         match self.faults.len() {
-            0 => writeln!(out, "It can be served."),
+            0 => match &self.untried {
+                None => writeln!(out, "It can be served."),
+                Some(why) => writeln!(out, "Nothing wrong was found, but not all was tried: {why}."),
+            },
             count => {
                 writeln!(out, "It cannot be served; {count} faults:")?;
                 self.faults.iter().try_for_each(|fault| writeln!(out, "  {fault}"))

@@ -1,5 +1,6 @@
 //! What stands behind the service: a model that is up, with its processor, its queue and its workers.
 
+mod load;
 mod pool;
 mod results;
 
@@ -21,6 +22,8 @@ use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
 use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::worker::{self, Post};
+
+pub use load::{Examination, load};
 
 use pool::Pool;
 use results::{Follow, Key, Lead, Lookup, Results};
@@ -66,6 +69,9 @@ pub enum LoadError {
     /// The checkpoint cannot be served.
     #[error("the checkpoint cannot be served: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// Several things are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<LoadError>),
     /// A device is not there.
     #[error(transparent)]
     Device(#[from] NoDevice),
@@ -83,6 +89,13 @@ pub enum LoadError {
     /// The system gave no thread.
     #[error("no thread: {0}")]
     Thread(#[from] io::Error),
+}
+
+impl LoadError {
+    /// All that is wrong as one error.
+    fn all(mut errors: Vec<Self>) -> Option<Self> {
+        if errors.len() > 1 { Some(Self::Several(errors)) } else { errors.pop() }
+    }
 }
 
 /// A model that is up.
@@ -393,8 +406,13 @@ fn probe(processor: &Processor) -> Result<Sample, ScoreError> {
 /// The scorer, once it has scored.
 fn try_once<S: Scorer>(mut scorer: S, probe: &Sample) -> Result<S, LoadError> {
     match scorer.score(&[probe]) {
-        Ok(scores) if scores.iter().any(|score| score.mean.is_finite()) => Ok(scorer),
-        Ok(_) => Err(LoadError::Probe("its score is not finite".into())),
+        // A deviation that overflows makes every score an error.
+        Ok(scores) if scores.iter().all(is_finite) => Ok(scorer),
+        Ok(scores) => Err(LoadError::Probe(format!("its score is not finite: {scores:?}"))),
         Err(error) => Err(LoadError::Probe(error.to_string())),
     }
+}
+
+fn is_finite(score: &Score) -> bool {
+    score.mean.is_finite() && score.stddev.is_none_or(f32::is_finite)
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::checkpoint::{
-    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
+    CheckpointError, CheckpointFiles, Fault, Inventory, Output, Positions, RewardConfig, RewardToken, Weights,
 };
 use super::lanes::Lanes;
 use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
@@ -41,15 +41,32 @@ impl Blueprint {
     pub fn open(files: &CheckpointFiles, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
         let config = Config::from_json(&files.require_json::<Value>("config.json")?)
             .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
-        let reward: RewardConfig = files.require_json("reward_config.json")?;
+        let reward = RewardConfig::load(files)?;
         let weights = Weights::open(files, canonical_name, device, kind)?;
         let inventory = weights.inventory();
-        // The vocabulary's rows are the tensor's to say.
-        let rows = inventory.shape("language_model.embed_tokens.weight").and_then(|s| s.first().copied());
-        let mut expected = config.tensors(rows.unwrap_or_default());
+        // Before a list is made of them: the files' headers are bounded, what a configuration says is not.
+        let layers = config.text.num_hidden_layers.saturating_add(config.vision.depth);
+        if layers > inventory.len() {
+            return Err(CheckpointError::invalid(
+                "config.json",
+                format!(
+                    "num_hidden_layers {} and vision_config.depth {} are more layers than the {} tensors that there \
+                     are",
+                    config.text.num_hidden_layers,
+                    config.vision.depth,
+                    inventory.len()
+                ),
+            ));
+        }
+        let mut expected = config.tensors(rows(inventory));
         expected.extend(expected_tensors(inventory, config.text.hidden_size, reward.output));
         let faults = inventory.compare(&expected);
         Ok(Self { config, reward, weights, faults })
+    }
+
+    /// The rows of the embeddings: how many ids there are.
+    pub fn vocabulary(&self) -> i64 {
+        rows(self.weights.inventory())
     }
 
     /// A model of this shape with random weights and one linear layer for a head.
@@ -74,6 +91,11 @@ impl Blueprint {
         let weights = Weights::random(tensors, device, kind);
         Ok(Self { config, reward, weights, faults: Vec::new() })
     }
+}
+
+/// The vocabulary's rows are the tensor's to say.
+fn rows(inventory: &Inventory) -> i64 {
+    inventory.shape("language_model.embed_tokens.weight").and_then(|s| s.first().copied()).unwrap_or_default()
 }
 
 impl RewardModel {

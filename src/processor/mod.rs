@@ -174,6 +174,11 @@ impl Processor {
         self.normalisation
     }
 
+    /// The token with the greatest id, and that id: the model must have a row for it.
+    pub fn last_token(&self) -> (String, u32) {
+        self.prompts.last_token()
+    }
+
     /// Checks an item and says what it costs, without decoding its picture.
     ///
     /// # Errors

@@ -99,6 +99,11 @@ impl PromptEncoder {
         Ok(ids)
     }
 
+    /// The token with the greatest id, and that id.
+    pub fn last_token(&self) -> (String, u32) {
+        self.tokenizer.get_vocab(true).into_iter().max_by_key(|&(_, id)| id).unwrap_or_default()
+    }
+
     /// Compares, for each probe, the parts' ids with those of the whole text as the reference encodes it.
     fn check_probes(
         &self,

@@ -4,7 +4,7 @@
 
 Makes what make_fixtures.py and make_processor_fixtures.py make, from a seed drawn at random and printed, and one case
 more, `qwen`: a tiny model under Qwen's real vocabulary, its 151,643 byte-pair ranks taken from PyPI's `dashscope`, with
-a long list of prompts in OUT/qwen/tokens.json. Then it runs the tests `parity` and `processor` on them
+a long list of prompts in OUT/qwen/tokens.json. Then it runs the tests `parity`, `processor` and `adapters` on them
 (SPATIALSCORE_FIXTURES names the directory), which prints the worst difference of every stage, and exits as that does.
 OUT is target/parity unless told otherwise.
 """
@@ -117,7 +117,7 @@ def main():
     if arguments.only_make:
         return
     sys.stdout.flush()
-    test = ["cargo", "test", "--release", "--test", "parity", "--test", "processor", "--", "--nocapture"]
+    test = ["cargo", "test", "--release", "--test", "parity", "--test", "processor", "--test", "adapters", "--", "--nocapture"]
     sys.exit(subprocess.run(test, cwd=ROOT, env=os.environ | {"SPATIALSCORE_FIXTURES": str(out)}).returncode)
 
 
