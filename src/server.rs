@@ -10,8 +10,6 @@ use std::time::Duration;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustls::ServerConfig;
-use serde::Deserialize;
-use tch::{Device, Kind};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -22,11 +20,8 @@ use tower::ServiceBuilder;
 
 use crate::auth::{self, FileFault, Followed, Tokens};
 use crate::config::Settings;
-use crate::device;
-use crate::engine::{Engine, Lifeline, LoadError, Loaded, MakeScorer, ModelInfo};
-use crate::model::checkpoint::{CheckpointFiles, RewardConfig};
-use crate::model::{Blueprint, Normalisation, RewardModel, Scorer};
-use crate::processor::{Processor, ProcessorLimits};
+use crate::engine::{self, Engine, Lifeline, LoadError, Loaded, ModelInfo};
+use crate::model::Scorer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::service::{CallLayer, Gate, Handlers, Health, Stage, grpc_only};
@@ -116,7 +111,7 @@ pub async fn run(
         }
     };
     tokio::select! {
-        ended = serve(settings, listeners.grpc, listeners.http, load_checkpoint, shutdown) => ended,
+        ended = serve(settings, listeners.grpc, listeners.http, engine::load, shutdown) => ended,
         () = scrapes => Ok(()),
     }
 }
@@ -357,62 +352,4 @@ fn on_thread<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || drop(done.send(work())))?;
     Ok(result)
-}
-
-/// Finds the checkpoint of the settings, its processor, and the devices that it shall run on.
-fn load_checkpoint(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
-    #[derive(Deserialize)]
-    struct Architecture {
-        model_type: String,
-    }
-    let model = &settings.model;
-    let files =
-        CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
-    let reward: RewardConfig = files.require_json("reward_config.json")?;
-    let vocabulary = Blueprint::open(&files, Device::Cpu, Kind::Float)?.vocabulary();
-    let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits))?
-        .with_vocabulary(vocabulary)?;
-    let devices = model.device.resolve()?;
-    let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
-    kinds.dedup();
-    let info = ModelInfo {
-        name: files.name().to_owned(),
-        architecture: files.require_json::<Architecture>("config.json")?.model_type,
-        revision: files.revision()?,
-        dtype: kinds.join(","),
-        devices: devices.iter().copied().map(device::name).collect(),
-        output: reward.output,
-        notice: reward.notice.unwrap_or_default(),
-    };
-    let files = Arc::new(files);
-    let workers = devices
-        .into_iter()
-        .map(|device| {
-            make_model(
-                Arc::clone(&files),
-                processor.normalisation(),
-                device,
-                model.dtype.on(device),
-                model.threads,
-            )
-        })
-        .collect();
-    Ok(Loaded { info, processor, workers })
-}
-
-fn make_model(
-    files: Arc<CheckpointFiles>,
-    normalisation: Normalisation,
-    device: Device,
-    kind: Kind,
-    threads: Option<usize>,
-) -> MakeScorer<RewardModel> {
-    Box::new(move || {
-        if let Some(threads) = threads.or_else(device::cores).and_then(|threads| i32::try_from(threads).ok())
-        {
-            // OpenMP keeps the number per thread, so it is set on the thread that will compute.
-            tch::set_num_threads(threads);
-        }
-        Ok(RewardModel::load(&files, normalisation, device, kind)?)
-    })
 }

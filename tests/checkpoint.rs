@@ -1,15 +1,17 @@
 //! What a checkpoint may be, and what is refused: with the file, the key and both shapes, and never half loaded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "common/copies.rs"]
+mod copies;
 #[path = "common/golden.rs"]
 mod golden;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use copies::key;
 use golden::Case;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use spatialscore::model::checkpoint::{CheckpointError, CheckpointFiles};
 use spatialscore::model::{Normalisation, RewardModel};
@@ -17,50 +19,24 @@ use tch::{Device, Kind};
 
 const PLAIN: Normalisation = Normalisation { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3] };
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
 /// A copy of a case's checkpoint, to be broken.
-struct Copy {
-    directory: tempfile::TempDir,
+struct Copy(copies::Copy);
+
+impl std::ops::Deref for Copy {
+    type Target = copies::Copy;
+
+    fn deref(&self) -> &copies::Copy {
+        &self.0
+    }
 }
 
 impl Copy {
     fn of(case: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(Case::open(case).checkpoint()).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
-        }
-        Self { directory }
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    fn edit_tensors(&self, file: &str, edit: impl FnOnce(&mut Tensors)) {
-        let bytes = fs::read(self.path(file)).unwrap();
-        let mut tensors: Tensors = SafeTensors::deserialize(&bytes)
-            .unwrap()
-            .tensors()
-            .into_iter()
-            .map(|(name, t)| (name, (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
-            .collect();
-        edit(&mut tensors);
-        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
-            (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
-        });
-        fs::write(self.path(file), safetensors::serialize(views, None).unwrap()).unwrap();
-    }
-
-    fn edit_json(&self, file: &str, edit: impl FnOnce(&mut Value)) {
-        let mut json = serde_json::from_slice(&fs::read(self.path(file)).unwrap()).unwrap();
-        edit(&mut json);
-        fs::write(self.path(file), json.to_string()).unwrap();
+        Self(copies::Copy::of(Path::new(&Case::open(case).checkpoint())))
     }
 
     fn load(&self) -> Result<RewardModel, CheckpointError> {
-        let files = CheckpointFiles::open(self.directory.path().to_str().unwrap(), None, None)?;
+        let files = CheckpointFiles::open(self.name(), None, None)?;
         RewardModel::load(&files, PLAIN, Device::Cpu, Kind::Float)
     }
 
@@ -71,11 +47,6 @@ impl Copy {
             assert!(text.contains(part), "{part:?} is not in {text:?}");
         }
     }
-}
-
-/// The name on disk of the one tensor that ends so.
-fn key(tensors: &Tensors, end: &str) -> String {
-    tensors.keys().find(|name| name.ends_with(end)).unwrap_or_else(|| panic!("no {end}")).clone()
 }
 
 #[test]
@@ -152,7 +123,7 @@ fn nan_and_infinity_are_refused() {
     }
     // In bfloat16 the check takes another way.
     let copy = Copy::of("shards");
-    let shard = fs::read_dir(copy.directory.path())
+    let shard = fs::read_dir(copy.path(""))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .find(|n| n.starts_with("model-00001"))
@@ -190,7 +161,7 @@ fn a_missing_file_is_named() {
         copy.refused(&[file, "missing"]);
     }
     let copy = Copy::of("shards");
-    let shard = fs::read_dir(copy.directory.path())
+    let shard = fs::read_dir(copy.path(""))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .find(|n| n.starts_with("model-00002"))
@@ -220,37 +191,15 @@ fn a_configuration_that_cannot_be_served_says_what_would_be_right() {
 }
 
 #[test]
-fn an_adapter_that_is_no_plain_lora_is_refused() {
-    let cases: [(&str, Value, &str); 4] = [
-        ("use_dora", json!(true), "use_dora"),
-        ("peft_type", json!("IA3"), "must be \"LORA\""),
-        ("bias", json!("all"), "must be \"none\""),
-        ("r", json!(0), "at least 1"),
-    ];
-    for (field, value, reason) in cases {
-        let copy = Copy::of("lora");
-        copy.edit_json("adapter_config.json", |json| json[field] = value);
-        copy.refused(&["adapter_config.json", reason]);
-    }
-    let copy = Copy::of("lora");
-    copy.edit_tensors("adapter_model.safetensors", |tensors| {
-        let up = key(tensors, "q_proj.lora_B.weight");
-        tensors.remove(&up);
-    });
-    copy.refused(&["q_proj.lora_B.weight", "is missing"]);
-}
-
-#[test]
 fn an_adapter_alone_finds_its_base() {
     let whole = Copy::of("lora");
     let expected = whole.load().unwrap();
-    let alone = tempfile::tempdir().unwrap();
+    let adapter = Copy(copies::Copy::empty());
     for file in ["adapter_config.json", "adapter_model.safetensors", "reward_config.json"] {
-        fs::rename(whole.path(file), alone.path().join(file)).unwrap();
+        fs::rename(whole.path(file), adapter.path(file)).unwrap();
     }
-    let adapter = Copy { directory: alone };
     adapter.edit_json("adapter_config.json", |json| {
-        json["base_model_name_or_path"] = json!(whole.directory.path().to_str().unwrap());
+        json["base_model_name_or_path"] = json!(whole.name());
     });
     let sample = Case::open("lora").sample(0).unwrap();
     let [a, b] =

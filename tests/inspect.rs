@@ -181,3 +181,31 @@ fn a_hub_id_is_fetched_once_and_served_offline() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && text.contains("HF_HUB_OFFLINE is set"), "{text}");
 }
+
+/// An adapter on a hub's checkpoint stands on the revision that it names.
+#[test]
+fn an_adapter_names_the_revision_of_its_base() {
+    let repository = tempfile::tempdir().unwrap();
+    copy("mlp", repository.path());
+    let hub = Hub::start(repository.path().to_path_buf());
+    let home = tempfile::tempdir().unwrap();
+    let adapter = tempfile::tempdir().unwrap();
+    let fixture = golden::fixtures().join("adapters/plain");
+    fs::copy(fixture.join("adapter_model.safetensors"), adapter.path().join("adapter_model.safetensors"))
+        .unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(fixture.join("adapter_config.json")).unwrap()).unwrap();
+    config["base_model_name_or_path"] = json!("lab/judge");
+    config["revision"] = json!("v2");
+    fs::write(adapter.path().join("adapter_config.json"), config.to_string()).unwrap();
+
+    let home = home.path().to_str().unwrap();
+    let online = [("HF_HOME", home), ("HF_ENDPOINT", &hub.address), ("HF_TOKEN", "secret")];
+    let report = report(&inspect(&[adapter.path().to_str().unwrap(), "--json"], &online));
+    // The adapter's own digest, and the base's commit.
+    let revision = report["revision"].as_str().unwrap();
+    assert!(revision.starts_with("sha256:") && revision.ends_with(&format!("+{COMMIT}")), "{revision}");
+    assert_eq!(report["adapted_weights"], json!(4));
+    let requests = hub.requests.lock().unwrap();
+    assert!(requests.iter().all(|path| path.contains("v2")), "{requests:?}");
+}

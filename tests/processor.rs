@@ -296,7 +296,8 @@ fn a_vocabulary_has_a_row_for_every_token() {
     let directory = fixtures().join("mlp/checkpoint");
     let processor = load(&directory, LIMITS).unwrap();
     let highest = sample(&processor, "a cup", raw(56, 56)).unwrap().input_ids.into_iter().max().unwrap();
-    let refused_at_load = load(&directory, LIMITS).unwrap().with_vocabulary(Some(highest)).err().unwrap().to_string();
+    let refused_at_load =
+        load(&directory, LIMITS).unwrap().with_vocabulary(Some(highest)).err().unwrap().to_string();
     assert!(refused_at_load.contains(&format!("{highest} rows")), "{refused_at_load}");
     let processor = processor.with_vocabulary(Some(highest + 1)).unwrap();
     sample(&processor, "a cup", raw(56, 56)).unwrap();

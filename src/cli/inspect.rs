@@ -1,8 +1,6 @@
 //! `spatialscore inspect`: what a checkpoint is, what it costs, what is wrong with it.
 
-use std::fs;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,18 +8,18 @@ use bytes::Bytes;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tch::{Device, Kind};
 
 use super::fail;
 use crate::config::{Settings, Sources};
-use crate::engine::{LoadError, SelfTest};
+use crate::engine::{Examination, LoadError};
 use crate::model::checkpoint::{
-    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
+    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardToken,
 };
 use crate::model::qwen2_5_vl::Config;
-use crate::model::{Blueprint, RewardModel};
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
+/// What a forward needs beside the model.
+const SPARE_MIB: i64 = 1024;
 /// Sides of the pictures whose cost is told.
 const SIDES: [u32; 4] = [224, 512, 1024, 2048];
 /// A prompt of the paper's usual length, for telling what an item costs.
@@ -29,11 +27,11 @@ const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle 
     white bowl, and three spoons lie in a row in front of the bowl. A window is centered on the back wall, a clock \
     hangs above it, and a green plant stands in the far right corner, behind a chair.";
 
-/// Read a checkpoint and test it as `serve` does before it serves.
+/// Read a checkpoint, and try what `serve` would.
 ///
 /// Says what it is, what it costs in memory and tokens, and everything that is wrong with it: tensors that are
-/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served, scores
-/// that are not finite or do not differ.
+/// missing, unexpected or misshapen, values that are not finite, a template or tokenizer that cannot be served. Then,
+/// where memory suffices, it loads the model and tests its scores on the CPU, as `serve` does before it serves.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -54,7 +52,7 @@ pub struct Arguments {
     /// Stands in place of the checkpoint's reward_config.json.
     #[arg(long, value_name = "FILE")]
     reward_config: Option<PathBuf>,
-    /// Read the headers only and score nothing: weights and scores that are not finite go unseen.
+    /// Read the headers only: weights that are not finite, and scores that are not, go unseen.
     #[arg(long)]
     headers_only: bool,
     /// Write one JSON object.
@@ -79,20 +77,25 @@ struct Report {
     formats_on_disk: Vec<String>,
     adapted_weights: usize,
     skipped: Vec<String>,
-    /// What the self-test found of the scores, as `serve` makes it at load.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    self_test: Option<String>,
     memory_bytes: Vec<(&'static str, i64)>,
     /// What square pictures cost with a prompt of the paper's usual length.
     pictures: Vec<PictureCost>,
+    /// What the self-test has to say of the scores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_test: Option<String>,
+    /// Why not all was tried that `serve` does, where nothing is wrong so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untried: Option<String>,
     faults: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct PictureCost {
     side: u32,
-    tokens: usize,
-    visual_tokens: usize,
+    tokens: Option<usize>,
+    visual_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 /// Runs the command.
@@ -113,97 +116,93 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-fn examine(arguments: &Arguments) -> Result<Report, CheckpointError> {
+fn examine(arguments: &Arguments) -> Result<Report, LoadError> {
     let files = CheckpointFiles::open(
         &arguments.checkpoint,
         arguments.revision.as_deref(),
         arguments.reward_config.as_deref(),
     )?;
-    let blueprint = Blueprint::open(&files, Device::Cpu, Kind::Float)?;
-    let vocabulary = blueprint.vocabulary();
-    let Blueprint { config, reward, weights, faults } = blueprint;
-    let inventory = weights.inventory();
-    let mut faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-    if !arguments.headers_only {
-        let style = ProgressStyle::with_template("reading {bytes}/{total_bytes} {wide_bar} {eta}");
-        let bar = ProgressBar::new(inventory.bytes());
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let bad = inventory.non_finite(|bytes| bar.inc(bytes))?;
-        bar.finish_and_clear();
-        faults.extend(bad.iter().map(ToString::to_string));
-    }
-    let pictures = Processor::load(&files, &reward, ProcessorLimits::NONE)
-        .and_then(|processor| costs(&processor.with_vocabulary(vocabulary)?, &config))
-        .unwrap_or_else(|error| {
-            faults.push(error.to_string());
-            Vec::new()
-        });
+    let limits = Settings::load(&Sources::default()).map_err(|e| LoadError::Limits(e.to_string()))?.limits;
+    let examination = Examination::of(&files, ProcessorLimits::from(&limits))?;
+    let mut faults: Vec<String> = examination.faults.iter().map(ToString::to_string).collect();
+    let Examination { blueprint, processor, .. } = &examination;
+    let (inventory, reward) = (blueprint.weights.inventory(), blueprint.reward.clone());
     let parameters = inventory.parameters();
-    let mut self_test = None;
-    if faults.is_empty() && !arguments.headers_only {
-        match score(&files, &reward, vocabulary, 4 * parameters) {
-            Ok(found) => self_test = found,
-            Err(error) => faults.push(error.to_string()),
-        }
-    }
-    Ok(Report {
+    let image_token_id = blueprint.config.image_token_id;
+    let pictures = processor.iter().flat_map(|processor| costs(processor, image_token_id)).collect();
+    let mut report = Report {
         name: files.name().to_owned(),
-        revision: files.revision()?,
-        architecture: architecture(&config),
+        revision: String::new(),
+        architecture: architecture(&blueprint.config),
         positions: reward.positions,
         reward_token: reward.reward_token,
         output: reward.output,
         notice: reward.notice,
         parameters,
-        vocabulary: vocabulary.unwrap_or_default(),
+        vocabulary: blueprint.vocabulary().unwrap_or_default(),
         bytes_on_disk: inventory.bytes(),
         formats_on_disk: inventory.kinds().into_iter().collect(),
-        adapted_weights: weights.adapted(),
+        adapted_weights: blueprint.weights.adapted(),
         skipped: inventory.skipped.clone(),
-        self_test,
         memory_bytes: vec![("float32", 4 * parameters), ("bfloat16 or float16", 2 * parameters)],
         pictures,
-        faults,
+        self_test: None,
+        untried: None,
+        faults: Vec::new(),
+    };
+    if arguments.headers_only {
+        report.untried = Some("only headers were read".into());
+    } else if blueprint.faults.is_empty() {
+        faults.extend(non_finite(&examination)?);
+    }
+    if faults.is_empty() && !arguments.headers_only {
+        match too_large(4 * parameters) {
+            Some(reason) => report.untried = Some(reason),
+            None => match examination.rehearse() {
+                Ok(found) => report.self_test = found,
+                Err(error) => faults.push(error.to_string()),
+            },
+        }
+    }
+    report.revision = files.revision()?;
+    report.faults = faults;
+    Ok(report)
+}
+
+/// Reads all weights, merged, and shows how far it is.
+fn non_finite(examination: &Examination) -> Result<Option<String>, CheckpointError> {
+    let style = ProgressStyle::with_template("reading {bytes}/{total_bytes} {wide_bar} {eta}");
+    let bar = ProgressBar::new(examination.blueprint.weights.inventory().bytes());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bad = examination.non_finite(|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    Ok(bad.map(|error| error.to_string()))
+}
+
+/// Why a model of so many bytes is not loaded here for a try.
+fn too_large(bytes: i64) -> Option<String> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available: i64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    let (needed, available) = (bytes / (1 << 20) + SPARE_MIB, available / 1024);
+    (needed > available).then(|| {
+        format!("no forward was run: the model takes {needed} MiB in float32, and {available} MiB are free")
     })
 }
 
-/// Loads the model and has it tested as `serve` does under its default limits, where it fits into the memory that is
-/// free.
-fn score(
-    files: &CheckpointFiles,
-    reward: &RewardConfig,
-    vocabulary: Option<u32>,
-    bytes: i64,
-) -> Result<Option<String>, LoadError> {
-    if free_memory().is_some_and(|free| free < bytes) {
-        return Ok(Some(format!("not made: the weights take {bytes} bytes in float32, more than are free")));
-    }
-    let settings =
-        Settings::load(&Sources::default()).map_err(|error| LoadError::Limits(error.to_string()))?;
-    let limits = ProcessorLimits::from(&settings.limits);
-    let processor = Processor::load(files, reward, limits)?.with_vocabulary(vocabulary)?;
-    let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
-    let mut model = RewardModel::load(files, processor.normalisation(), Device::Cpu, Kind::Float)?;
-    catch_unwind(AssertUnwindSafe(|| test.run(&mut model)))
-        .unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))
-}
-
-/// The bytes of memory that the system could give, where it says so.
-fn free_memory() -> Option<i64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<i64>().ok()?.checked_mul(1024)
-}
-
 /// What square pictures cost, through the real processor.
-fn costs(processor: &Processor, config: &Config) -> Result<Vec<PictureCost>, CheckpointError> {
+fn costs(processor: &Processor, image_token_id: u32) -> Vec<PictureCost> {
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
-        let draft = processor
-            .admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 })
-            .map_err(|e| CheckpointError::invalid("preprocessor_config.json", e.to_string()))?;
-        let visual_tokens = draft.count(config.image_token_id);
-        Ok(PictureCost { side, tokens: draft.tokens(), visual_tokens })
+        match processor.admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 }) {
+            Err(error) => {
+                PictureCost { side, tokens: None, visual_tokens: None, refused: Some(error.to_string()) }
+            }
+            Ok(draft) => {
+                let visual_tokens = Some(draft.count(image_token_id));
+                PictureCost { side, tokens: Some(draft.tokens()), visual_tokens, refused: None }
+            }
+        }
     };
     SIDES.into_iter().map(cost).collect()
 }
@@ -232,9 +231,6 @@ impl Report {
         if let Some(notice) = &self.notice {
             writeln!(out, "  NOTE          {notice}")?;
         }
-        if let Some(found) = &self.self_test {
-            writeln!(out, "  SELF-TEST     {found}")?;
-        }
         writeln!(out, "  architecture  {}", self.architecture)?;
         writeln!(
             out,
@@ -253,15 +249,23 @@ impl Report {
         for (format, bytes) in &self.memory_bytes {
             writeln!(out, "  in memory     {} in {format}", mib(*bytes as f64))?;
         }
-        for PictureCost { side, tokens, visual_tokens } in &self.pictures {
-            writeln!(
-                out,
-                "  {:<12}  {tokens} tokens, {visual_tokens} of them visual",
-                format!("{side}x{side}")
-            )?;
+        for PictureCost { side, tokens, visual_tokens, refused } in &self.pictures {
+            let side = format!("{side}x{side}");
+            match (tokens, visual_tokens) {
+                (Some(tokens), Some(visual)) => {
+                    writeln!(out, "  {side:<12}  {tokens} tokens, {visual} of them visual")?;
+                }
+                _ => writeln!(out, "  {side:<12}  refused: {}", refused.as_deref().unwrap_or_default())?,
+            }
+        }
+        if let Some(found) = &self.self_test {
+            writeln!(out, "  SELF-TEST     {found}")?;
         }
         match self.faults.len() {
-            0 => writeln!(out, "It can be served."),
+            0 => match &self.untried {
+                None => writeln!(out, "It can be served."),
+                Some(why) => writeln!(out, "Nothing wrong was found, but not all was tried: {why}."),
+            },
             count => {
                 writeln!(out, "It cannot be served; {count} faults:")?;
                 self.faults.iter().try_for_each(|fault| writeln!(out, "  {fault}"))

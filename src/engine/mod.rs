@@ -1,5 +1,6 @@
 //! What stands behind the service: a model that is up, with its processor, its queue and its workers.
 
+mod load;
 mod pool;
 mod results;
 mod self_test;
@@ -25,6 +26,7 @@ use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::telemetry::CONSTANT_SCORES;
 use crate::worker::{self, Post};
 
+pub use load::{Examination, load};
 pub use self_test::SelfTest;
 
 use pool::{Cost, Pool};
@@ -71,6 +73,9 @@ pub enum LoadError {
     /// The checkpoint cannot be served.
     #[error("the checkpoint cannot be served: {0}")]
     Checkpoint(#[from] CheckpointError),
+    /// Several things are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<LoadError>),
     /// A device is not there.
     #[error(transparent)]
     Device(#[from] NoDevice),
@@ -88,6 +93,13 @@ pub enum LoadError {
     /// The system gave no thread.
     #[error("no thread: {0}")]
     Thread(#[from] io::Error),
+}
+
+impl LoadError {
+    /// All that is wrong as one error.
+    fn all(mut errors: Vec<Self>) -> Option<Self> {
+        if errors.len() > 1 { Some(Self::Several(errors)) } else { errors.pop() }
+    }
 }
 
 /// A model that is up.

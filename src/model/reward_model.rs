@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::checkpoint::{
-    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
+    CheckpointError, CheckpointFiles, Fault, Inventory, Output, Positions, RewardConfig, RewardToken, Weights,
 };
 use super::lanes::Lanes;
 use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
@@ -46,7 +46,7 @@ impl Blueprint {
     pub fn open(files: &CheckpointFiles, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
         let config = Config::from_json(&files.require_json::<Value>("config.json")?)
             .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
-        let reward: RewardConfig = files.require_json("reward_config.json")?;
+        let reward = RewardConfig::load(files)?;
         let mut weights = Weights::open(files, canonical_name, device, kind)?;
         if config.ties_embeddings && weights.inventory().shape(EMBEDDINGS).is_none() {
             // One tensor under two names, of which a file may hold either.
@@ -57,6 +57,20 @@ impl Blueprint {
             weights = Weights::open(files, tied, device, kind)?;
         }
         let inventory = weights.inventory();
+        // Before a list is made of them: the files' headers are bounded, what a configuration says is not.
+        let layers = config.text.num_hidden_layers.saturating_add(config.vision.depth);
+        if layers > inventory.len() {
+            return Err(CheckpointError::invalid(
+                "config.json",
+                format!(
+                    "num_hidden_layers {} and vision_config.depth {} are more layers than the {} tensors that there \
+                     are",
+                    config.text.num_hidden_layers,
+                    config.vision.depth,
+                    inventory.len()
+                ),
+            ));
+        }
         // The vocabulary's rows are the tensor's to say: trainers that add a token cut the padded table to size. One
         // that has grown is not the one that the configuration is of.
         let rows = inventory.shape(EMBEDDINGS).and_then(|s| s.first().copied()).unwrap_or_default();

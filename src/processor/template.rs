@@ -22,8 +22,7 @@ impl ChatTemplate {
         files: &CheckpointFiles,
         special_tokens: Vec<(String, String)>,
     ) -> Result<Self, CheckpointError> {
-        let tokenizer_config: Json = files.json(TOKENIZER_CONFIG)?.unwrap_or_default();
-        let (file, source) = find(files, &tokenizer_config)?;
+        let (file, source) = find(&files.of_chat_template()?)?;
         let template = Template::parse(&source)
             .map_err(|e| CheckpointError::invalid(file, format!("the chat template: {e}")))?;
         Ok(Self { file, template, special_tokens })
@@ -49,7 +48,7 @@ impl ChatTemplate {
     }
 }
 
-fn find(files: &CheckpointFiles, tokenizer_config: &Json) -> Result<(&'static str, String), CheckpointError> {
+fn find(files: &CheckpointFiles) -> Result<(&'static str, String), CheckpointError> {
     const JINJA: &str = "chat_template.jinja";
     const JSON: &str = "chat_template.json";
     if let Some(bytes) = files.read(JINJA)? {
@@ -60,6 +59,7 @@ fn find(files: &CheckpointFiles, tokenizer_config: &Json) -> Result<(&'static st
     if let Some(source) = wrapped.as_ref().and_then(|w| w.get("chat_template")?.as_str()) {
         return Ok((JSON, source.to_owned()));
     }
+    let tokenizer_config: Json = files.json(TOKENIZER_CONFIG)?.unwrap_or_default();
     let named_default = |list: &Vec<Json>| {
         let entry = list.iter().find(|t| t.get("name").and_then(Json::as_str) == Some("default"))?;
         entry.get("template")?.as_str().map(str::to_owned)

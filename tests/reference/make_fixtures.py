@@ -10,7 +10,7 @@ For each case:
     OUT/CASE/golden.safetensors    "{k}/{stage}" for item k; reference.py names the stages. `pixel_values` is there
                                    for the smallest pictures only; the bytes behind it, `pixels`, always.
 
-The case `spread` has 200 items over a few pictures and only `{k}/mean` in its golden file: it measures how well a
+`adapters` is what make_adapters.py makes, on the checkpoint of `mlp`. The case `spread` has 200 items over a few pictures and only `{k}/mean` in its golden file: it measures how well a
 lower precision keeps their order. With seed 0 (the default) the result is what is committed; another seed gives other
 weights, pictures and prompts of the same shapes. Each case checks itself: a plain, un-hooked run of transformers'
 processor and model gives the same tokens and the same score.
@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+import make_adapters
 from checkpoints import INSTRUCTIONS, REWARD_TOKEN, spatial_prompt, write_checkpoint, write_json
 from pictures import drawing
 from reference import Reference
@@ -262,11 +263,13 @@ def make(out, seed, names):
         shutil.rmtree(directory, ignore_errors=True)
         if name == "spread":
             make_spread(directory, seed_of(name, seed))
+        elif name == "adapters":
+            make_adapters.make(out, seed_of(name, seed))
         else:
             make_case(directory, CASES[name], seed_of(name, seed))
 
 
-ALL = [*CASES, "spread"]
+ALL = [*CASES, "spread", "adapters"]
 
 
 def main():

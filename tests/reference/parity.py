@@ -4,9 +4,9 @@
 
 Makes what make_fixtures.py, make_processor_fixtures.py and configurations.py make, from a seed drawn at random and
 printed, and one case more, `qwen`: a tiny model under Qwen's real vocabulary, its 151,643 byte-pair ranks taken from
-PyPI's `dashscope`, with a long list of prompts in OUT/qwen/tokens.json. Then it runs the tests `parity`, `processor`
-and `configurations` on them (SPATIALSCORE_FIXTURES names the directory), which prints the worst difference of every
-stage, and exits as that does. OUT is target/parity unless told otherwise.
+PyPI's `dashscope`, with a long list of prompts in OUT/qwen/tokens.json. Then it runs the tests `parity`, `processor`,
+`adapters` and `configurations` on them (SPATIALSCORE_FIXTURES names the directory), which prints the worst difference of
+every stage, and exits as that does. OUT is target/parity unless told otherwise.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def main():
     if arguments.only_make:
         return
     sys.stdout.flush()
-    test = ["cargo", "test", "--release", "--test", "parity", "--test", "processor", "--test", "configurations"]
+    test = ["cargo", "test", "--release"]
+    test += [word for name in ("parity", "processor", "adapters", "configurations") for word in ("--test", name)]
     test += ["--", "--nocapture"]
     sys.exit(subprocess.run(test, cwd=ROOT, env=os.environ | {"SPATIALSCORE_FIXTURES": str(out)}).returncode)
 

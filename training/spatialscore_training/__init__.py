@@ -12,4 +12,5 @@ Layout, in the order in which a pair comes to be and is learned:
 - `truth`       what the generator knows of each visual token
 - `batches`, `train`     the stages of the recipe (`mini.toml`)
 - `merge`, `export`, `evaluate`, `report`   the checkpoint that the server reads, and its figures
+- `convert`     the same of what other trainers pickle
 """

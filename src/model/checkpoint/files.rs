@@ -1,265 +1,297 @@
-//! Where a checkpoint's files are: in the binary, in a directory, or on the Hugging Face hub.
+//! A checkpoint's files: its own folder, and behind it, where it is an adapter, what that stands on.
 
 use std::borrow::Cow;
-use std::env;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
-use super::{CheckpointError, python_json};
+use super::folder::{Folder, read_path};
+use super::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use super::tensors::{INDEX, WEIGHTS, shards};
+use super::{CONVERTER, CheckpointError, python_json};
 
-/// The checkpoint that the binary carries.
-static BUILT_IN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/models/spatialscore-mini");
+/// The most folders that may stand on each other.
+const MAX_FOLDERS: usize = 8;
 
-/// The name by which the built-in checkpoint is asked for.
-pub const BUILT_IN_NAME: &str = "spatialscore-mini";
-
-/// Files that a checkpoint on the hub may have beside its weights. Those it lacks are not an error here: whoever
-/// needs one says so.
-const SMALL_FILES: [&str; 14] = [
-    "config.json",
-    "reward_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "adapter_config.json",
-    "model.safetensors.index.json",
-];
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// A checkpoint's files, by name.
 #[derive(Debug, Clone)]
 pub struct CheckpointFiles {
-    name: String,
-    root: Root,
+    /// The checkpoint's own folder first; each but the last is an adapter on the next.
+    folders: Vec<Folder>,
     /// Stands in place of the checkpoint's own `reward_config.json`.
     reward_config: Option<PathBuf>,
-    /// Where an adapter that stands alone has its other files.
-    base: Option<Box<CheckpointFiles>>,
 }
 
-#[derive(Debug, Clone)]
-enum Root {
-    BuiltIn,
-    Directory { path: PathBuf, revision: Option<String> },
+/// What several files can say. Where a folder says anything of a subject it says all of it: files of one folder are
+/// not mixed with those of another, whatever their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Tokenizer,
+    ChatTemplate,
+    Pictures,
+}
+
+impl Subject {
+    fn of(file: &str) -> Option<Self> {
+        match file {
+            "tokenizer.json"
+            | "vocab.json"
+            | "merges.txt"
+            | "added_tokens.json"
+            | "special_tokens_map.json"
+            | TOKENIZER_CONFIG => Some(Self::Tokenizer),
+            "chat_template.jinja" | "chat_template.json" => Some(Self::ChatTemplate),
+            "preprocessor_config.json" | "processor_config.json" => Some(Self::Pictures),
+            _ => None,
+        }
+    }
+
+    /// Whether a folder says something of it.
+    fn is_in(self, folder: &Folder) -> Result<bool, CheckpointError> {
+        let holds = |file: &str, key: &str| {
+            let json = folder.json::<Value>(file)?;
+            Ok(json.and_then(|json| json.get(key).map(|value| !value.is_null())).unwrap_or(false))
+        };
+        match self {
+            Self::Tokenizer => Ok(folder.exists("tokenizer.json") || folder.exists("vocab.json")),
+            Self::ChatTemplate => Ok(folder.exists("chat_template.jinja")
+                || folder.exists("chat_template.json")
+                || holds(TOKENIZER_CONFIG, "chat_template")?),
+            Self::Pictures => Ok(folder.exists("preprocessor_config.json")
+                || holds("processor_config.json", "image_processor")?),
+        }
+    }
+}
+
+/// `adapter_config.json`, as far as it says what the adapter stands on.
+#[derive(Deserialize)]
+struct Standing {
+    base_model_name_or_path: Option<String>,
+    revision: Option<String>,
 }
 
 impl CheckpointFiles {
     /// Finds a checkpoint.
     ///
-    /// `name` is [`BUILT_IN_NAME`], a directory, or a hub id (`owner/model`), which is fetched into the hub's cache.
-    /// `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean for `huggingface_hub`.
+    /// `name` is [`super::BUILT_IN_NAME`], a directory, or a hub id (`owner/model`), which is fetched into the hub's
+    /// cache. `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean for `huggingface_hub`.
     /// `reward_config` names a file that stands in place of the checkpoint's own `reward_config.json`, for
     /// checkpoints that have none.
+    ///
+    /// # Errors
+    /// There is no such checkpoint, or what an adapter stands on leads nowhere or in a circle.
     pub fn open(
         name: &str,
         revision: Option<&str>,
         reward_config: Option<&Path>,
     ) -> Result<Self, CheckpointError> {
-        let root = if name == BUILT_IN_NAME {
-            Root::BuiltIn
-        } else if Path::new(name).is_dir() {
-            Root::Directory { path: PathBuf::from(name), revision: None }
-        } else if is_hub_id(name) {
-            from_hub(name, revision.unwrap_or("main"))?
-        } else {
-            return Err(CheckpointError::NotFound(name.to_owned()));
-        };
-        let mut files = Self {
-            name: name.to_owned(),
-            root,
-            reward_config: reward_config.map(Path::to_path_buf),
-            base: None,
-        };
-        files.base = files.find_base()?.map(Box::new);
-        Ok(files)
-    }
-
-    /// The checkpoint that an adapter without weights of its own was trained on, as its configuration names it.
-    fn find_base(&self) -> Result<Option<Self>, CheckpointError> {
-        #[derive(Deserialize)]
-        struct AdapterConfig {
-            base_model_name_or_path: Option<String>,
+        let mut folders = vec![Folder::find(name, revision, false)?];
+        while let Some(base) = folders.last().and_then(|folder| base_of(folder).transpose()) {
+            let base = base?;
+            let circle = folders.iter().any(|folder| folder.identity() == base.identity());
+            if circle || folders.len() == MAX_FOLDERS {
+                let label = folders.last().map(|folder| folder.label(ADAPTER_CONFIG)).unwrap_or_default();
+                return Err(CheckpointError::invalid(
+                    &label,
+                    format!(
+                        "base_model_name_or_path {:?} leads {}; it must lead to a model with weights of its own",
+                        base.name(),
+                        if circle {
+                            "back to the adapter itself".into()
+                        } else {
+                            format!("on, past {MAX_FOLDERS} folders")
+                        }
+                    ),
+                ));
+            }
+            folders.push(base);
         }
-        if self.exists("model.safetensors") || self.exists("model.safetensors.index.json") {
-            return Ok(None);
-        }
-        let config = self.json::<AdapterConfig>("adapter_config.json")?;
-        match config.and_then(|c| c.base_model_name_or_path) {
-            Some(base) if base != self.name => Self::open(&base, None, None).map(Some),
-            _ => Ok(None),
-        }
+        Ok(Self { folders, reward_config: reward_config.map(Path::to_path_buf) })
     }
 
     /// The name by which the checkpoint was asked for.
     pub fn name(&self) -> &str {
-        &self.name
+        self.own().name()
     }
 
-    /// The hub's commit, or `sha256:` and the digest of all files' names and contents.
+    /// The hub's commit, or `sha256:` and the digest of the names and contents of all files that are read; of an
+    /// adapter, and of each that it stands on, joined by `+`. To be asked for once headers have been judged: it reads
+    /// all weights.
+    ///
+    /// # Errors
+    /// A file cannot be read.
     pub fn revision(&self) -> Result<String, CheckpointError> {
-        if let Root::Directory { revision: Some(commit), .. } = &self.root {
-            return Ok(commit.clone());
-        }
-        let mut digest = Sha256::new();
-        for file in self.list()? {
-            digest.update(file.as_bytes());
-            digest.update([0]);
-            match self.path(&file) {
-                Some(path) => {
-                    io::copy(
-                        &mut fs::File::open(&path).map_err(|e| CheckpointError::io(&file, e))?,
-                        &mut digest,
-                    )
-                    .map_err(|e| CheckpointError::io(&file, e))?;
-                }
-                None => digest.update(self.require(&file)?),
-            }
-        }
-        if let Some(base) = &self.base {
-            digest.update(base.revision()?);
-        }
-        let hex: String = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        Ok(format!("sha256:{hex}"))
+        let parts = self.folders.iter().map(|folder| folder.revision(&weight_files(folder)?));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.join("+"))
     }
 
     /// The bytes of a file, or `None` where the checkpoint has none of that name.
+    ///
+    /// # Errors
+    /// It cannot be read, is no regular file, or is too long.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>, CheckpointError> {
-        match self.path(file) {
-            Some(path) => match fs::read(path) {
-                Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(CheckpointError::io(file, e)),
-            },
-            None => Ok(self.read_static(file).map(Cow::Borrowed)),
+        match &self.reward_config {
+            Some(path) if file == "reward_config.json" => {
+                read_path(path).map(|bytes| Some(Cow::Owned(bytes)))
+            }
+            _ => self.holder(file)?.read(file),
         }
     }
 
-    /// Whether there is a file of that name.
-    pub fn exists(&self, file: &str) -> bool {
-        self.path(file).map_or_else(|| self.read_static(file).is_some(), |path| path.is_file())
-    }
-
     /// The bytes of a file that a checkpoint must have.
+    ///
+    /// # Errors
+    /// As [`CheckpointFiles::read`], or there is none.
     pub fn require(&self, file: &str) -> Result<Cow<'static, [u8]>, CheckpointError> {
         self.read(file)?.ok_or_else(|| CheckpointError::MissingFile(file.to_owned()))
     }
 
     /// A JSON file, or `None` where the checkpoint has none of that name.
+    ///
+    /// # Errors
+    /// As [`CheckpointFiles::read`], or it is not what is expected.
     pub fn json<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>, CheckpointError> {
         let Some(bytes) = self.read(file)? else { return Ok(None) };
-        let refuse = |reason| CheckpointError::invalid(file, reason);
+        let label = self.holder(file)?.label(file);
+        let refuse = |reason| CheckpointError::invalid(&label, reason);
         let value = python_json::parse(&bytes).map_err(refuse)?;
         T::deserialize(value).map(Some).map_err(|e| refuse(e.to_string()))
     }
 
     /// A JSON file that a checkpoint must have.
+    ///
+    /// # Errors
+    /// As [`CheckpointFiles::json`], or there is none.
     pub fn require_json<T: DeserializeOwned>(&self, file: &str) -> Result<T, CheckpointError> {
         self.json(file)?.ok_or_else(|| CheckpointError::MissingFile(file.to_owned()))
     }
 
-    /// Where a file is on disk; `None` for the built-in checkpoint.
-    pub(super) fn path(&self, file: &str) -> Option<PathBuf> {
-        match (&self.reward_config, &self.root) {
-            (Some(path), _) if file == "reward_config.json" => Some(path.clone()),
-            (_, Root::Directory { path, .. }) => {
-                let own = path.join(file);
-                match &self.base {
-                    Some(base) if !own.is_file() => base.path(file),
-                    _ => Some(own),
-                }
+    /// The files of the folder that says what the chat template is. In an adapter's folder it may stand in a
+    /// `tokenizer_config.json` beside which the base's `chat_template.jinja` has nothing to say, and the other way
+    /// round.
+    ///
+    /// # Errors
+    /// A file that could hold it cannot be read.
+    pub fn of_chat_template(&self) -> Result<Self, CheckpointError> {
+        let folder = self.first(Subject::ChatTemplate)?.unwrap_or_else(|| self.own());
+        Ok(Self { folders: vec![folder.clone()], reward_config: None })
+    }
+
+    /// The folder that has weights of its own.
+    pub(super) fn base(&self) -> &Folder {
+        &self.folders[self.folders.len() - 1]
+    }
+
+    /// The folders that hold adapters, in the order in which they are merged. The last folder may have one beside its
+    /// own weights.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &Folder> {
+        self.folders.iter().rev().filter(|folder| folder.exists(ADAPTER_CONFIG))
+    }
+
+    /// Weights that trainers leave as pickles, beside those that are read.
+    pub fn pickles(&self) -> Vec<String> {
+        self.own().pickles()
+    }
+
+    fn own(&self) -> &Folder {
+        &self.folders[0]
+    }
+
+    /// The first folder that says something of a subject.
+    fn first(&self, subject: Subject) -> Result<Option<&Folder>, CheckpointError> {
+        for folder in &self.folders {
+            if subject.is_in(folder)? {
+                return Ok(Some(folder));
             }
-            (_, Root::BuiltIn) => None,
         }
+        Ok(None)
     }
 
-    /// A file that the binary carries.
-    pub(super) fn read_static(&self, file: &str) -> Option<&'static [u8]> {
-        match (&self.root, &self.base) {
-            (Root::BuiltIn, _) => BUILT_IN.get_file(file).map(include_dir::File::contents),
-            (Root::Directory { .. }, Some(base)) => base.read_static(file),
-            (Root::Directory { .. }, None) => None,
+    /// The folder in which a file is looked for.
+    fn holder(&self, file: &str) -> Result<&Folder, CheckpointError> {
+        let subject = Subject::of(file);
+        if let Some(subject @ (Subject::ChatTemplate | Subject::Pictures)) = subject
+            && let Some(folder) = self.first(subject)?
+        {
+            return Ok(folder);
         }
-    }
-
-    /// The names of the files that make the checkpoint what it is, sorted.
-    fn list(&self) -> Result<Vec<String>, CheckpointError> {
-        let mut names: Vec<String> = match &self.root {
-            Root::BuiltIn => BUILT_IN.files().filter_map(|f| f.path().to_str().map(str::to_owned)).collect(),
-            Root::Directory { path, .. } => fs::read_dir(path)
-                .and_then(|entries| {
-                    entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
-                })
-                .map_err(|e| CheckpointError::io(&self.name, e))?,
-        };
-        names.retain(|n| [".json", ".jinja", ".safetensors"].iter().any(|end| n.ends_with(end)));
-        names.sort_unstable();
-        Ok(names)
+        for folder in &self.folders {
+            // Settings alone may stand before the base's vocabulary, but not behind one of their folder's own.
+            if folder.exists(file)
+                || subject == Some(Subject::Tokenizer) && Subject::Tokenizer.is_in(folder)?
+            {
+                return Ok(folder);
+            }
+        }
+        Ok(self.own())
     }
 }
 
-fn is_hub_id(name: &str) -> bool {
-    let part = |s: &str| {
-        !s.is_empty()
-            && !s.starts_with('.')
-            && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+/// What an adapter without weights of its own stands on, as its configuration names it.
+fn base_of(folder: &Folder) -> Result<Option<Folder>, CheckpointError> {
+    if folder.exists(ADAPTER_WEIGHTS) && !folder.exists(ADAPTER_CONFIG) {
+        return Err(CheckpointError::invalid(
+            &folder.label(ADAPTER_WEIGHTS),
+            format!("{ADAPTER_CONFIG} is missing beside it, without which nobody knows what it adds"),
+        ));
+    }
+    if folder.exists(WEIGHTS) || folder.exists(INDEX) || !folder.exists(ADAPTER_CONFIG) {
+        return Ok(None);
+    }
+    let pickled = folder.pickles();
+    if !folder.exists(ADAPTER_WEIGHTS) && !pickled.is_empty() {
+        return Err(CheckpointError::Pickles(pickled));
+    }
+    let standing: Option<Standing> = folder.json(ADAPTER_CONFIG)?;
+    match standing {
+        Some(Standing { base_model_name_or_path: Some(name), revision }) if !name.is_empty() => {
+            Folder::find(&name, revision.as_deref(), true).map(Some).map_err(|error| match error {
+                CheckpointError::NotFound(_) => CheckpointError::invalid(
+                    &folder.label(ADAPTER_CONFIG),
+                    format!("base_model_name_or_path: {error}"),
+                ),
+                other => other,
+            })
+        }
+        _ => Err(CheckpointError::invalid(
+            &folder.label(ADAPTER_CONFIG),
+            format!("base_model_name_or_path is not said, and there is no {WEIGHTS}"),
+        )),
+    }
+}
+
+/// The weights of a folder that are read.
+fn weight_files(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
+    let mut files = match folder.exists(WEIGHTS) {
+        true => vec![WEIGHTS.to_owned()],
+        false => shards(folder)?.unwrap_or_default(),
     };
-    matches!(name.split_once('/'), Some((owner, model)) if part(owner) && part(model))
+    if folder.exists(ADAPTER_CONFIG) {
+        files.push(ADAPTER_WEIGHTS.to_owned());
+    }
+    Ok(files)
 }
 
-/// The snapshot of a hub repository, fetched into the hub's cache where it is not there yet.
-fn from_hub(id: &str, revision: &str) -> Result<Root, CheckpointError> {
-    let repo = || Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-    let offline = env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
-    let hub_error =
-        |reason: String| CheckpointError::Hub { id: id.to_owned(), revision: revision.to_owned(), reason };
-    let config = if offline {
-        let cache = Cache::from_env().repo(repo());
-        // A branch or tag is a reference in the cache, a commit the name of a snapshot.
-        let commit = cache.pointer_path(revision).join("config.json");
-        cache
-            .get("config.json")
-            .or_else(|| commit.is_file().then_some(commit))
-            .ok_or_else(|| hub_error("HF_HUB_OFFLINE is set and the cache does not hold it".into()))?
-    } else {
-        let mut builder = ApiBuilder::from_env();
-        if let Ok(token) = env::var("HF_TOKEN") {
-            builder = builder.with_token(Some(token));
+/// That there are no weights in a folder, with what to do where there are pickles.
+pub(super) fn no_weights(folder: &Folder) -> CheckpointError {
+    match folder.pickles() {
+        none if none.is_empty() => {
+            CheckpointError::MissingFile(folder.label(&format!("{WEIGHTS} (or {INDEX} and its shards)")))
         }
-        let api = builder.build().map_err(|e| hub_error(e.to_string()))?.repo(repo());
-        fetch(&api).map_err(|e| hub_error(e.to_string()))?
-    };
-    let path = config.parent().map(Path::to_path_buf).unwrap_or_default();
-    // The cache names a snapshot's folder by its commit.
-    let revision = path.file_name().map(|n| n.to_string_lossy().into_owned());
-    Ok(Root::Directory { path, revision })
+        pickled => CheckpointError::Pickles(pickled),
+    }
 }
 
-/// Fetches every file that a checkpoint can consist of; returns where one of them lies.
-fn fetch(repo: &ApiRepo) -> Result<PathBuf, ApiError> {
-    let info = repo.info()?;
-    let mut place = None;
-    for file in info.siblings.iter().map(|s| s.rfilename.as_str()) {
-        if SMALL_FILES.contains(&file) || (file.ends_with(".safetensors") && !file.contains('/')) {
-            place = Some(repo.get(file)?);
-        }
-    }
-    match place {
-        Some(path) => Ok(path),
-        None => repo.get("config.json"),
-    }
+/// What to do about pickles.
+pub(super) fn pickled(files: &[String]) -> String {
+    format!(
+        "{} {} pickled by Python, which this server never reads; convert the folder once with `{CONVERTER} FOLDER \
+         OUT`, see training/README.md",
+        files.join(", "),
+        if files.len() == 1 { "is" } else { "are" }
+    )
 }

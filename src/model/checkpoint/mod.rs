@@ -1,16 +1,23 @@
 //! A checkpoint: its files, its tensors, and what can be wrong with them.
 
+mod adapter_config;
 mod files;
+mod folder;
+mod hub;
 mod lora;
 pub mod python_json;
 mod reward_config;
 mod tensors;
 mod weights;
 
-pub use files::{BUILT_IN_NAME, CheckpointFiles};
+pub use files::CheckpointFiles;
+pub use folder::BUILT_IN_NAME;
 pub use reward_config::{Output, Positions, RewardConfig, RewardToken};
 pub use tensors::{Fault, Inventory, Problem};
 pub use weights::Weights;
+
+/// The command that makes a checkpoint of what trainers pickle: `training/`.
+const CONVERTER: &str = "spatialscore-convert";
 
 /// Why a checkpoint cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +40,9 @@ pub enum CheckpointError {
     /// A file that every checkpoint has is not there.
     #[error("{0} is missing")]
     MissingFile(String),
+    /// There are weights, and only as pickles.
+    #[error("{}", files::pickled(.0))]
+    Pickles(Vec<String>),
     /// A file cannot be read.
     #[error("{file}: {source}")]
     Io {

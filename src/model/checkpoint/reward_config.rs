@@ -4,6 +4,15 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
 use super::python_json::{quote, whole};
+use super::{CheckpointError, CheckpointFiles};
+
+const FILE: &str = "reward_config.json";
+/// The most bytes of an instruction.
+const MAX_INSTRUCTION: usize = 64 << 10;
+/// How often an instruction may ask for the prompt: each time all of it is in the conversation once more.
+const MAX_PROMPTS: usize = 16;
+/// The most pixels of a picture that may be asked for.
+const MAX_PIXELS: u64 = 1 << 32;
 
 /// `reward_config.json` of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -29,6 +38,41 @@ pub struct RewardConfig {
     /// What the checkpoint's makers want its callers to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
+}
+
+impl RewardConfig {
+    /// Reads a checkpoint's `reward_config.json`.
+    ///
+    /// # Errors
+    /// It is missing, says what nobody knows, or asks for more than can be meant.
+    pub fn load(files: &CheckpointFiles) -> Result<Self, CheckpointError> {
+        let config: Self = files.require_json(FILE)?;
+        config.check().map_err(|reason| CheckpointError::invalid(FILE, reason))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let (bytes, prompts) = (self.instruction.len(), self.instruction.matches("{prompt}").count());
+        if bytes > MAX_INSTRUCTION {
+            return Err(format!("instruction has {bytes} bytes; it may have {MAX_INSTRUCTION}"));
+        }
+        if prompts > MAX_PROMPTS {
+            return Err(format!(
+                "instruction has {{prompt}} {prompts} times; it may have it {MAX_PROMPTS} times"
+            ));
+        }
+        for (key, pixels) in [("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)] {
+            if let Some(pixels) = pixels.filter(|pixels| !(1..=MAX_PIXELS).contains(pixels)) {
+                return Err(format!("{key} is {pixels}, must be 1 to {MAX_PIXELS}"));
+            }
+        }
+        match (self.min_pixels, self.max_pixels) {
+            (Some(min), Some(max)) if min > max => Err(format!(
+                "min_pixels is {min} and max_pixels {max}; the least must not be above the greatest"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A number of pixels, which Python's programs may write as a float.

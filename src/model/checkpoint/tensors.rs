@@ -10,6 +10,8 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
+use super::files::no_weights;
+use super::folder::{Folder, Opened, refuse_pointer};
 use super::{CheckpointError, CheckpointFiles};
 
 /// Bytes read at a time: what loading needs of the host's memory beside the weights. Small enough that the allocator
@@ -17,12 +19,22 @@ use super::{CheckpointError, CheckpointFiles};
 const CHUNK: usize = 8 << 20;
 
 /// The longest header that is read: a 72B checkpoint's is under 200 kB.
-const MAX_HEADER: u64 = 64 << 20;
+const MAX_HEADER: u64 = 8 << 20;
+
+/// The most shards: each is held open.
+const MAX_SHARDS: usize = 500;
+
+/// The weights in one file.
+pub(super) const WEIGHTS: &str = "model.safetensors";
+/// The list of the shards that hold the weights.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint's files, by canonical name. Only headers have been read.
 #[derive(Debug, Default)]
 pub struct Inventory {
     tensors: BTreeMap<String, Entry>,
+    /// The file in which a tensor is missing that is nowhere.
+    home: String,
     /// Tensors that are never needed, such as `lm_head`, by the names that they have on disk.
     pub skipped: Vec<String>,
 }
@@ -107,21 +119,17 @@ impl Inventory {
         files: &CheckpointFiles,
         canonical: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, CheckpointError> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
+        let folder = files.base();
         let mut inventory = Self::default();
-        if files.exists("model.safetensors") {
-            inventory.add(files, "model.safetensors", &canonical)?;
-        } else if let Some(index) = files.json::<Index>("model.safetensors.index.json")? {
-            for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
-                inventory.add(files, shard, &canonical)?;
+        if folder.exists(WEIGHTS) {
+            inventory.add(folder, WEIGHTS, &canonical)?;
+        } else if let Some(shards) = shards(folder)? {
+            for shard in shards {
+                inventory.add(folder, &shard, &canonical)?;
             }
+            inventory.home = folder.label(INDEX);
         } else {
-            return Err(CheckpointError::MissingFile(
-                "model.safetensors (or model.safetensors.index.json and its shards)".into(),
-            ));
+            return Err(no_weights(folder));
         }
         Ok(inventory)
     }
@@ -133,37 +141,62 @@ impl Inventory {
             let (file, kind) = ("random weights".to_owned(), Kind::Float);
             (name.clone(), Entry { file, key: name, bytes: Bytes::Random, offset: 0, shape, kind })
         };
-        Self { tensors: tensors.into_iter().map(entry).collect(), skipped: Vec::new() }
+        Self { tensors: tensors.into_iter().map(entry).collect(), ..Self::default() }
     }
 
     /// Adds the tensors of one file.
     pub(super) fn add(
         &mut self,
-        files: &CheckpointFiles,
+        folder: &Folder,
         file: &str,
         canonical: impl Fn(&str) -> Option<String>,
     ) -> Result<(), CheckpointError> {
-        let bytes = match (files.path(file), files.read_static(file)) {
-            (Some(path), _) => {
-                Bytes::File(Arc::new(File::open(path).map_err(|e| CheckpointError::open(file, e))?))
-            }
-            (None, Some(data)) => Bytes::Static(data),
-            (None, None) => return Err(CheckpointError::MissingFile(file.to_owned())),
+        let label = folder.label(file);
+        let bytes = match folder.open(file)? {
+            Some(Opened::File(file)) => Bytes::File(Arc::new(file)),
+            Some(Opened::Static(data)) => Bytes::Static(data),
+            None => return Err(CheckpointError::MissingFile(label)),
         };
-        for (key, offset, shape, kind) in read_header(&bytes, file)? {
+        for (key, offset, shape, kind) in read_header(&bytes, &label)? {
             let Some(name) = canonical(&key) else {
                 self.skipped.push(key);
                 continue;
             };
-            let entry = Entry { file: file.to_owned(), key, bytes: bytes.clone(), offset, shape, kind };
-            if let Some(twin) = self.tensors.insert(name, entry) {
-                return Err(CheckpointError::invalid(
-                    file,
-                    format!("{} stands in {} too", twin.key, twin.file),
-                ));
+            let entry = Entry { file: label.clone(), key, bytes: bytes.clone(), offset, shape, kind };
+            if let Some(twin) = self.tensors.get(&name)
+                && !entry.is_same(twin)?
+            {
+                let reason = if entry.key == twin.key {
+                    format!("{} stands in {} too", twin.key, twin.file)
+                } else {
+                    format!("{} and {} are one tensor to the model, and differ", twin.key, entry.key)
+                };
+                return Err(CheckpointError::invalid(&label, reason));
             }
+            self.tensors.insert(name, entry);
         }
+        self.home = label;
         Ok(())
+    }
+
+    /// How many tensors the model reads.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there is no tensor at all.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// The file that holds the tensors, or is to.
+    pub(super) fn home(&self) -> &str {
+        &self.home
+    }
+
+    /// The name that a tensor has on disk.
+    pub(super) fn key(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|entry| entry.key.as_str())
     }
 
     /// The shape of a tensor.
@@ -197,11 +230,7 @@ impl Inventory {
         let mut faults = Vec::new();
         for (name, shape) in &expected {
             match self.tensors.get(*name) {
-                None => faults.push(Fault {
-                    file: "model.safetensors".into(),
-                    key: (*name).to_owned(),
-                    problem: Problem::Missing { shape: (*shape).clone() },
-                }),
+                None => faults.push(self.missing(name, shape)),
                 Some(entry) if entry.shape != **shape => {
                     let (found, expected) = (entry.shape.clone(), (*shape).clone());
                     faults.push(entry.fault(Problem::Misshapen { found, expected }));
@@ -214,30 +243,41 @@ impl Inventory {
         faults
     }
 
-    /// Reads every value and returns the tensors that hold a NaN or an infinity.
-    pub fn non_finite(&self, mut progress: impl FnMut(u64)) -> Result<Vec<Fault>, CheckpointError> {
-        let mut faults = Vec::new();
-        for entry in self.tensors.values() {
-            let mut finite = true;
+    /// The fault that a tensor is missing.
+    pub(super) fn missing(&self, name: &str, shape: &[i64]) -> Fault {
+        let (file, key) = (self.home.clone(), name.to_owned());
+        Fault { file, key, problem: Problem::Missing { shape: shape.to_vec() } }
+    }
+
+    /// The fault that the model has no place for a tensor that is here.
+    pub(super) fn unexpected(&self, name: &str) -> Option<Fault> {
+        self.tensors.get(name).map(|entry| entry.fault(Problem::Unexpected { shape: entry.shape.clone() }))
+    }
+
+    /// The fault that a tensor is not finite.
+    pub(super) fn non_finite(&self, name: &str) -> Option<Fault> {
+        self.tensors.get(name).map(|entry| entry.fault(Problem::NonFinite))
+    }
+
+    /// Bytes on disk of one tensor.
+    pub(super) fn bytes_of(&self, name: &str) -> u64 {
+        self.tensors.get(name).map_or(0, Entry::len)
+    }
+
+    /// Whether all values of a tensor are finite.
+    pub(super) fn is_finite(&self, name: &str) -> Result<bool, CheckpointError> {
+        let mut finite = true;
+        if let Some(entry) = self.tensors.get(name) {
             entry.chunks(|chunk, _| finite &= is_finite(&chunk))?;
-            if !finite {
-                faults.push(entry.fault(Problem::NonFinite));
-            }
-            progress(entry.len());
         }
-        Ok(faults)
+        Ok(finite)
     }
 
     /// Reads a tensor into `target`, which has its shape, on any device and of any kind. The host holds no more
     /// of it than a chunk.
     pub(super) fn read_into(&self, name: &str, target: &Tensor) -> Result<(), CheckpointError> {
-        let entry = self.tensors.get(name).ok_or_else(|| {
-            CheckpointError::Tensors(vec![Fault {
-                file: "model.safetensors".into(),
-                key: name.to_owned(),
-                problem: Problem::Missing { shape: target.size() },
-            }])
-        })?;
+        let missing = || CheckpointError::Tensors(vec![self.missing(name, &target.size())]);
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
         if matches!(entry.bytes, Bytes::Random) {
             entry.draw_into(target);
             return Ok(());
@@ -262,15 +302,34 @@ impl Inventory {
     /// Takes all of `other`'s tensors, in place of those of the same names.
     pub(super) fn replace_with(&mut self, other: Self) {
         self.tensors.extend(other.tensors);
-        self.skipped.extend(other.skipped);
     }
 
     /// Splits off the tensors whose names `wanted` holds of.
     pub(super) fn split_off(&mut self, wanted: impl Fn(&str) -> bool) -> Self {
         let (taken, kept) = std::mem::take(&mut self.tensors).into_iter().partition(|(name, _)| wanted(name));
         self.tensors = kept;
-        Self { tensors: taken, skipped: Vec::new() }
+        Self { tensors: taken, home: self.home.clone(), skipped: Vec::new() }
     }
+}
+
+/// The shards that a folder's index names, sorted; none where it has no index.
+pub(super) fn shards(folder: &Folder) -> Result<Option<Vec<String>>, CheckpointError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Some(index) = folder.json::<Index>(INDEX)? else { return Ok(None) };
+    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    let refuse = |reason: String| Err(CheckpointError::invalid(&folder.label(INDEX), reason));
+    // A name that leads out of the folder would read whatever the server may.
+    let is_name = |s: &String| s.ends_with(".safetensors") && !s.contains(['/', '\\', '\0']);
+    if let Some(other) = shards.iter().find(|shard| !is_name(shard)) {
+        return refuse(format!("weight_map names {other:?}; a shard is a .safetensors file of this folder"));
+    }
+    if shards.is_empty() || shards.len() > MAX_SHARDS {
+        return refuse(format!("weight_map names {} shards; there must be 1 to {MAX_SHARDS}", shards.len()));
+    }
+    Ok(Some(shards.into_iter().collect()))
 }
 
 impl Entry {
@@ -280,6 +339,22 @@ impl Entry {
 
     fn fault(&self, problem: Problem) -> Fault {
         Fault { file: self.file.clone(), key: self.key.clone(), problem }
+    }
+
+    /// Whether another entry is this tensor once more, as where one tensor has two names. Only for short ones.
+    fn is_same(&self, other: &Self) -> Result<bool, CheckpointError> {
+        if self.key == other.key || (&self.shape, self.kind) != (&other.shape, other.kind) {
+            return Ok(false);
+        }
+        let mut buffers = [Vec::new(), Vec::new()];
+        let [one, two] = &mut buffers;
+        let length = self.len();
+        let io = |e| CheckpointError::io(&self.file, e);
+        if length > CHUNK as u64 {
+            return Ok(false);
+        }
+        let mine = self.bytes.slice(self.offset, length as usize, one).map_err(io)?;
+        Ok(mine == other.bytes.slice(other.offset, length as usize, two).map_err(io)?)
     }
 
     fn draw_into(&self, target: &Tensor) {
@@ -351,6 +426,8 @@ fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
     }
     let prefix: [u8; 8] = bytes.slice(0, 8, &mut buffer).map_err(io)?.try_into().unwrap_or_default();
     let header = u64::from_le_bytes(prefix);
+    let start = bytes.slice(0, size.min(64) as usize, &mut buffer).map_err(io)?;
+    refuse_pointer(start, file)?;
     if header > MAX_HEADER {
         return Err(CheckpointError::invalid(
             file,
@@ -381,14 +458,16 @@ fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
         };
         let (start, stop) = info.data_offsets;
         let size = info.shape.iter().try_fold(kind.elt_size_in_bytes(), |size, &n| size.checked_mul(n));
+        let sides = info.shape.iter().map(|&n| i64::try_from(n)).collect::<Result<Vec<_>, _>>();
         // Gaps, overlaps and wrong sizes all show as an offset that is not where the last tensor ended.
-        if start != end || size.is_none_or(|size| start.checked_add(size) != Some(stop)) {
+        let fits = start == end && size.is_some_and(|size| start.checked_add(size) == Some(stop));
+        let Some(shape) = sides.ok().filter(|_| fits) else {
             let reason =
                 format!("{key}, {:?} {:?}, cannot lie at bytes {start} to {stop}", info.dtype, info.shape);
             return Err(CheckpointError::invalid(file, reason));
-        }
+        };
         end = stop;
-        list.push((key, 8 + header + start as u64, info.shape.iter().map(|&n| n as i64).collect(), kind));
+        list.push((key, 8 + header + start as u64, shape, kind));
     }
     let needed = 8 + header + end as u64;
     if size != needed {

@@ -2,18 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::lora::Adapter;
 use super::tensors::Inventory;
-use super::{CheckpointError, CheckpointFiles};
+use super::{CheckpointError, CheckpointFiles, Fault};
 
 /// The weights of a checkpoint, handed out one by one on the device and in the number format of the forward pass,
-/// the LoRA adapter merged.
+/// adapters merged.
 #[derive(Debug)]
 pub struct Weights {
     inventory: Inventory,
-    adapter: Adapter,
+    /// In the order in which they are merged.
+    adapters: Vec<Adapter>,
     taken: BTreeSet<String>,
     /// Where the weights go.
     pub device: Device,
@@ -22,7 +24,10 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Opens a checkpoint's weights and its adapter. Reads headers only.
+    /// Opens a checkpoint's weights and its adapters. Reads headers only.
+    ///
+    /// # Errors
+    /// A file is missing or broken, or an adapter does not fit what it stands on.
     pub fn open(
         files: &CheckpointFiles,
         canonical: impl Fn(&str) -> Option<String>,
@@ -30,14 +35,19 @@ impl Weights {
         kind: Kind,
     ) -> Result<Self, CheckpointError> {
         let mut inventory = Inventory::open(files, &canonical)?;
-        let adapter = Adapter::open(files, &mut inventory, &canonical)?;
-        Ok(Self { inventory, adapter, taken: BTreeSet::new(), device, kind })
+        let tied = is_tied(files, &inventory)?;
+        let mut adapters = Vec::new();
+        for folder in files.adapters() {
+            let adapter = Adapter::open(folder, &mut inventory, &mut adapters, &canonical, tied)?;
+            adapters.push(adapter);
+        }
+        Ok(Self { inventory, adapters, taken: BTreeSet::new(), device, kind })
     }
 
     /// Random weights of these names and shapes, made on the device: for measuring it without a checkpoint.
     pub fn random(tensors: Vec<(String, Vec<i64>)>, device: Device, kind: Kind) -> Self {
-        let (inventory, adapter) = (Inventory::random(tensors), Adapter::default());
-        Self { inventory, adapter, taken: BTreeSet::new(), device, kind }
+        let (inventory, adapters) = (Inventory::random(tensors), Vec::new());
+        Self { inventory, adapters, taken: BTreeSet::new(), device, kind }
     }
 
     /// What there is.
@@ -45,9 +55,37 @@ impl Weights {
         &self.inventory
     }
 
-    /// How many weights a LoRA adapter changes.
+    /// How many weights are changed by adapters.
     pub fn adapted(&self) -> usize {
-        self.adapter.len()
+        self.adapters.iter().flat_map(Adapter::changed).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Reads every value as loading would, adapters merged, and keeps none: the tensors that are not finite. `progress`
+    /// is told the bytes of each.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn non_finite(&self, mut progress: impl FnMut(u64)) -> Result<Vec<Fault>, CheckpointError> {
+        let mut faults = Vec::new();
+        for name in self.inventory.names() {
+            let finite = if self.is_adapted(name) {
+                match self.merged(name) {
+                    Ok(_) => true,
+                    Err(CheckpointError::Tensors(found)) => {
+                        faults.extend(found);
+                        true
+                    }
+                    Err(other) => return Err(other),
+                }
+            } else {
+                self.inventory.is_finite(name)?
+            };
+            if !finite {
+                faults.extend(self.inventory.non_finite(name));
+            }
+            progress(self.inventory.bytes_of(name));
+        }
+        Ok(faults)
     }
 
     /// A weight of the backbone.
@@ -87,14 +125,32 @@ impl Weights {
 
     fn fill(&mut self, name: &str, target: &Tensor) -> Result<(), CheckpointError> {
         self.taken.insert(name.to_owned());
-        match self.adapter.delta(name, self.device)? {
-            None => self.inventory.read_into(name, target),
-            Some(delta) => {
-                // Merged in fp32 and rounded once.
-                let merged = self.inventory.read(name, self.device)? + delta;
-                target.shallow_clone().copy_(&merged);
-                Ok(())
-            }
+        if !self.is_adapted(name) {
+            return self.inventory.read_into(name, target);
         }
+        // Merged in fp32 and rounded once.
+        target.shallow_clone().copy_(&self.merged(name)?);
+        Ok(())
     }
+
+    fn is_adapted(&self, name: &str) -> bool {
+        self.adapters.iter().any(|adapter| adapter.changes(name))
+    }
+
+    /// A weight in fp32 with all that adapters do to it.
+    fn merged(&self, name: &str) -> Result<Tensor, CheckpointError> {
+        let mut weight = self.inventory.read(name, self.device)?;
+        for adapter in &self.adapters {
+            weight = adapter.apply(name, weight, self.device)?;
+        }
+        Ok(weight)
+    }
+}
+
+/// Whether the base's output layer is its table of embeddings.
+fn is_tied(files: &CheckpointFiles, base: &Inventory) -> Result<bool, CheckpointError> {
+    let config: Option<Value> = files.json("config.json")?;
+    let said = |path| config.as_ref()?.pointer(path)?.as_bool();
+    let said = said("/tie_word_embeddings").or_else(|| said("/text_config/tie_word_embeddings"));
+    Ok(said.unwrap_or_else(|| !base.skipped.iter().any(|key| key.ends_with("lm_head.weight"))))
 }
