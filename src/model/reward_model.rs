@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::checkpoint::{
-    CheckpointError, CheckpointFiles, Fault, Inventory, Output, Positions, RewardConfig, RewardToken, Weights,
+    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
 };
 use super::lanes::Lanes;
 use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
