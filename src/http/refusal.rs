@@ -1,7 +1,7 @@
 //! Refusals as HTTP says them. The layers and the handlers say them with a gRPC status; this is the last to touch them.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body as AxumBody;
 use axum::response::IntoResponse;
@@ -19,8 +19,6 @@ use tower::{Service, ServiceExt, service_fn};
 use crate::error::ScoreError;
 use crate::service::{Handlers, http_path, of_call};
 
-/// How long a refusal is held back at most. Flow-Factory's client gives up after 60 s.
-const MOST_PATIENCE: Duration = Duration::from_secs(30);
 /// The most bytes of a reason phrase.
 const MOST_REASON: usize = 200;
 
@@ -52,11 +50,13 @@ pub(super) fn too_large(most: usize) -> Refused {
     Refused(Status::with_error_details(Code::OutOfRange, format!("body: {reason}"), details))
 }
 
-/// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again: neither UniRL's client
-/// nor Flow-Factory's waits by itself for as long as it is told.
+/// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again, but no call for longer
+/// than `patience` in all: neither UniRL's client nor Flow-Factory's waits by itself for as long as it is told. One that
+/// was refused for a full queue has waited there already.
 pub fn translate<S>(
     calls: S,
     handlers: Handlers,
+    patience: Duration,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
@@ -69,10 +69,11 @@ where
         let (calls, handlers) = (calls.clone(), handlers.clone());
         async move {
             let compute = request.uri().path() == http_path::COMPUTE;
+            let start = Instant::now();
             let response = calls.oneshot(request).await?;
             let Some(status) = Status::from_header_map(response.headers()) else { return Ok(response) };
             let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-            let held = wait.min(MOST_PATIENCE);
+            let held = wait.min(patience.saturating_sub(start.elapsed()));
             tokio::select! {
                 () = sleep(held) => {}
                 () = handlers.draining(), if !held.is_zero() => {}
