@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,12 +19,14 @@ use crate::trace::Export;
 
 /// What a process ends with that a second signal stopped: 128 and the number of SIGTERM.
 const STOPPED: i32 = 143;
+/// Signals within this time of the first one are one.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// Serve a reward model over gRPC.
 ///
 /// Listens at once, loads the checkpoint, runs it once, and serves. Health checks (grpc.health.v1) say NOT_SERVING
 /// until then. SIGTERM or SIGINT ends it: what was accepted is answered first, within the drain timeout; a second
-/// signal ends it at once.
+/// signal, a second or more after the first, ends it at once.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Settings:
@@ -200,13 +203,20 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     Ok(server::run(settings, listeners, Some(metrics), shutdown).await?)
 }
 
-/// Ends at the first SIGTERM or SIGINT; from then on another one ends the process.
+/// Ends at the first SIGTERM or SIGINT; another one ends the process, where it is not of the same wish: `timeout` signals
+/// the process and then its group, and a terminal the whole group.
 fn shutdown() -> io::Result<impl Future<Output = ()>> {
     let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     Ok(async move {
         first(&mut signals).await;
+        let told = Instant::now();
         tokio::spawn(async move {
-            first(&mut signals).await;
+            loop {
+                first(&mut signals).await;
+                if told.elapsed() >= SAME_WISH {
+                    break;
+                }
+            }
             tracing::warn!("a second signal: ending at once");
             telemetry::end_log();
             std::process::exit(STOPPED);
