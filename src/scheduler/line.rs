@@ -88,7 +88,7 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Whether a claim passes them.
     pub fn lets_pass(&self, claim: &Claim, room: &Room) -> bool {
-        !self.accounts.contains(&account_of(claim)) && !(self.keeps_holders_back && room.holds(claim))
+        !(self.accounts.contains(&account_of(claim)) || self.keeps_holders_back && room.holds(claim))
     }
 
     /// One more.
