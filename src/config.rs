@@ -56,6 +56,8 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// Where trainers' own reward clients call over HTTP; `None`: nowhere.
     pub http_listen: Option<SocketAddr>,
+    /// How long their calls wait in line at most, where the queue is full.
+    pub http_patience: Duration,
     /// Where metrics are read; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -294,6 +296,7 @@ impl Settings {
                 sample_ratio: r.number("trace.sample_ratio", 0.0..=1.0),
             },
             http_listen: r.optional_address("http.listen", 8080),
+            http_patience: Duration::from_secs(r.number("http.queue_wait_seconds", 0..=3600)),
             metrics_listen: r.optional_address("metrics.listen", 9464),
         };
         settings.check_together(r);
@@ -616,7 +619,7 @@ mod tests {
         assert_eq!(Settings::load(&sources).unwrap(), defaults);
 
         assert_eq!(defaults.server.listen, "127.0.0.1:50051".parse().unwrap());
-        assert_eq!(defaults.http_listen, None);
+        assert_eq!((defaults.http_listen, defaults.http_patience), (None, Duration::from_secs(30)));
         assert_eq!(defaults.metrics_listen, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!(defaults.model.checkpoint, "spatialscore-mini");
         assert_eq!(defaults.limits.max_prompt_bytes, 8192);

@@ -52,8 +52,10 @@ pub enum ServerError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// A socket failed.
-    #[error("{address}: {source}")]
+    #[error("{setting} = {address:?}: {source}")]
     Bind {
+        /// The setting that names it.
+        setting: &'static str,
         /// The address that was asked for.
         address: String,
         /// What the system said.
@@ -76,19 +78,21 @@ impl Listeners {
     /// # Errors
     /// An address is taken or not this machine's.
     pub async fn bind(settings: &Settings) -> Result<Self, ServerError> {
-        let bind = async |address: SocketAddr| {
-            TcpListener::bind(address)
-                .await
-                .map_err(|source| ServerError::Bind { address: address.to_string(), source })
+        let bind = async |setting: &'static str, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|source| ServerError::Bind {
+                setting,
+                address: address.to_string(),
+                source,
+            })
         };
-        let bind_if = async |address: Option<_>| match address {
-            Some(address) => bind(address).await.map(Some),
+        let bind_if = async |setting: &'static str, address: Option<_>| match address {
+            Some(address) => bind(setting, address).await.map(Some),
             None => Ok(None),
         };
         Ok(Self {
-            grpc: bind(settings.server.listen).await?,
-            http: bind_if(settings.http_listen).await?,
-            metrics: bind_if(settings.metrics_listen).await?,
+            grpc: bind("server.listen", settings.server.listen).await?,
+            http: bind_if("http.listen", settings.http_listen).await?,
+            metrics: bind_if("metrics.listen", settings.metrics_listen).await?,
         })
     }
 }
@@ -264,8 +268,10 @@ fn open(
     let (close, closed) = watch::channel(false);
     let mut ports = JoinSet::new();
     if let Some(listener) = http {
-        let routes = http::routes(handlers.clone(), is_serving, limits.max_message_bytes);
-        let service = http::translate(calls.clone().service(routes), handlers.clone());
+        let routes =
+            http::routes(handlers.clone(), is_serving, limits.max_message_bytes, settings.http_patience);
+        let service =
+            http::translate(calls.clone().service(routes), handlers.clone(), settings.http_patience);
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
     }
     let health = HealthServer::new(health).max_decoding_message_size(MOST_OF_A_NAME);

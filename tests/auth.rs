@@ -16,7 +16,7 @@ use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, ClientTlsConfig};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -180,6 +180,22 @@ impl Authority {
         authority
     }
 
+    /// One whose own certificate is that of a server, too.
+    fn self_signed(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        fs::write(folder.path().join("server.key"), key.serialize_pem()).unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+        for file in ["ca.crt", "server.crt"] {
+            fs::write(folder.path().join(file), issuer.pem()).unwrap();
+        }
+        let authority = Self { folder, issuer };
+        authority.sign("client", "client");
+        authority
+    }
+
     /// A certificate for a name, in NAME.crt, and its key, in NAME.key.
     fn sign(&self, file: &str, name: &str) {
         let key = KeyPair::generate().unwrap();
@@ -225,10 +241,10 @@ impl Authority {
 
 async fn connect(
     server: &TestServer,
-    tls: ClientTlsConfig,
+    tls: auth::ClientTls,
 ) -> Result<SpatialScoreServiceClient<Channel>, tonic::transport::Error> {
     let endpoint = Channel::from_shared(format!("https://{}", server.address)).unwrap();
-    Ok(SpatialScoreServiceClient::new(endpoint.tls_config(tls)?.connect().await?))
+    Ok(SpatialScoreServiceClient::new(tls.on(endpoint)?.connect().await?))
 }
 
 /// A call that must fail on the way: what its client makes of a connection that is no connection is its own affair.
@@ -251,6 +267,21 @@ async fn tls_carries_calls_and_plain_text_gets_nowhere() {
     let stranger = Authority::new();
     assert!(stranger.client(&server, false).await.is_err());
     assert!(!server.device.seen().contains(&9));
+}
+
+/// As `openssl req -x509` makes it: the certificate is marked as an authority, and signs itself alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_its_own_authority_is_trusted_where_it_is_given() {
+    let (ours, others) = (Authority::self_signed("127.0.0.1"), Authority::self_signed("127.0.0.1"));
+    let server = ours.server(false).await;
+    let mut client = ours.client(&server, false).await.unwrap();
+    assert_eq!(outcomes(&client.score(request([7])).await.unwrap().into_inner()), [Ok(7.0)]);
+    assert!(others.client(&server, false).await.is_err());
+    let misnamed = Authority::self_signed("elsewhere");
+    let [certificate, key] = ["server.crt", "server.key"].map(|name| misnamed.text(name));
+    let elsewhere =
+        TestServer::loading(&[("tls.certificate", certificate.as_str()), ("tls.key", key.as_str())]).await;
+    assert!(misnamed.client(&elsewhere, false).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,7 @@ fn help_is_a_page_for_strangers() {
                 "[server.listen; default: 127.0.0.1:50051]",
             ],
         ),
-        ("score", ["Examples:", "Exit codes:", "prompt,image,id", "[default: http://127.0.0.1:50051]"]),
+        ("score", ["Examples:", "Exit codes:", "prompt,image,id", "[default: 127.0.0.1:50051]"]),
     ] {
         let (code, page, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);
@@ -149,6 +149,8 @@ async fn sigint_ends_it_too_and_so_does_a_signal_while_loading() {
 async fn a_second_signal_ends_it_at_once() {
     let mut server = tokio::task::block_in_place(Server::serving);
     let _held = held_up(&server).await;
+    server.signal("TERM");
+    // As `timeout` does it.
     server.signal("TERM");
     tokio::task::block_in_place(|| server.logged("draining", "limit"));
     // Sooner it would be the same word once more.
@@ -440,12 +442,66 @@ fn score_writes_results_in_the_order_of_the_input() {
     let (code, _, _) = run(&[&arguments[..], &["--priority=evaluation", &path("3.png")]].concat());
     assert!(code == 0 && evaluated());
 
-    let (code, out, _) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
+    let (code, out, _) = run(&["score", "--server", &server.address, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 0 && out.contains("MEAN") && out.contains("a cup"), "{out}");
     server.signal("TERM");
     assert_eq!(server.code(), Some(0));
     let (code, _, said) = run(&["score", "--server", &url, "--prompt", "a cup", &path("1.png")]);
     assert!(code == 1 && said.starts_with("error: UNAVAILABLE: "), "{said}");
+}
+
+#[test]
+fn score_reads_the_environment_that_the_python_client_reads() {
+    const TOKEN: &str = "0123456789abcdef0123";
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for (name, text) in [("tokens", format!("trainer:{TOKEN}\n")), ("token", format!("{TOKEN}\n"))] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    std::fs::write(path("cup.png"), png(1)).unwrap();
+    let server = Server::start_with(&["--tokens-file", &path("tokens")]);
+    let cup = path("cup.png");
+    let score = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let mut command =
+            program(&[&["score", "--prompt", "a cup", "--wait", "60", &cup], arguments].concat());
+        let output = command.envs(environment.iter().copied()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // A port that nobody listens on, and then the server.
+    let (address, targets) = (server.address.as_str(), format!("127.0.0.1:1, {}", server.address));
+    let [tokens, token] = ["tokens", "token"].map(path);
+    for environment in [
+        [("SPATIALSCORE_TARGET", targets.as_str()), ("SPATIALSCORE_TOKEN", TOKEN)],
+        [("SPATIALSCORE_TARGET", address), ("SPATIALSCORE_TOKEN_FILE", token.as_str())],
+        [("SPATIALSCORE_TARGET", address), ("SPATIALSCORE_TOKEN_FILE", tokens.as_str())],
+    ] {
+        assert_eq!(score(&[], &environment), (0, String::new()), "{environment:?}");
+    }
+    // What is named counts more.
+    let wrong = [("SPATIALSCORE_TARGET", "127.0.0.1:1"), ("SPATIALSCORE_TOKEN", "another-0123456789abcdef")];
+    let named = ["--server", address, "--token-file", token.as_str()];
+    assert_eq!(score(&named, &wrong), (0, String::new()));
+    let (code, said) = score(&["--server", address], &wrong);
+    assert!(code == 1 && said.starts_with("error: UNAUTHENTICATED"), "{said}");
+    for (target, words) in [
+        ("", "--server, or SPATIALSCORE_TARGET, is empty"),
+        ("ftp://a", "\"ftp://a\" is no server; give host:port"),
+        ("a:b", "\"a:b\" is no server"),
+        ("a:0", "\"a:0\" is no server"),
+    ] {
+        let (code, said) = score(&["--server", target], &[]);
+        assert!(code == 64 && said.contains(words), "{said}");
+    }
+    let (code, said) = score(&["--server", "a"], &[("SPATIALSCORE_TOKEN", "short")]);
+    assert!(code == 64 && said.contains("SPATIALSCORE_TOKEN: the token must have at least 16"), "{said}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_told_with_its_setting() {
+    let first = Server::serving();
+    let metrics = first.metrics_address().to_owned();
+    let (code, _, said) = run(&["serve", "--listen=127.0.0.1:0", "--metrics-listen", &metrics]);
+    assert!(code == 1 && said.contains(&format!("metrics.listen = \"{metrics}\": ")), "{said}");
 }
 
 /// The smallest limits that there can be leave something to score, or say that they do not.

@@ -543,8 +543,35 @@ async fn bodies_under_way_share_a_bounded_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_when_it_makes_sense_to_come_again_and_health_answers_meanwhile() {
+async fn who_finds_the_queue_full_waits_in_line_and_health_answers_meanwhile() {
     let server = TestServer::start(&SMALL_QUEUE).await;
+    server.device.hold();
+    let address = server.http;
+    let call = move |shades: &[u8]| {
+        let asked = flow_factory(&pngs(shades.iter().copied()));
+        tokio::spawn(async move { post(address, "/compute", &asked).await })
+    };
+    let first = call(&[1]);
+    server.device.reached(1).await;
+    // One of them fills the queue, and ten are behind it: all are of one caller.
+    let others: Vec<_> = (2..13).map(|shade| call(&[shade, shade])).collect();
+    for _ in 0..10 {
+        let asked = Instant::now();
+        assert_eq!(look(address, "/health").await.status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(5));
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!others.iter().any(tokio::task::JoinHandle::is_finished));
+    server.device.release();
+    assert_eq!(soon(first).await.unwrap().rewards(), [1.0]);
+    for (shade, other) in (2..).zip(others) {
+        assert_eq!(soon(other).await.unwrap().rewards(), [f64::from(shade); 2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waited_in_vain_is_told_when_to_come_again_from_now() {
+    let server = TestServer::start(&[&SMALL_QUEUE[..], &[("http.queue_wait_seconds", "1")]].concat()).await;
     server.device.hold();
     let address = server.http;
     let call = move |shades: &[u8]| {
@@ -555,76 +582,56 @@ async fn a_full_queue_refuses_when_it_makes_sense_to_come_again_and_health_answe
     server.device.reached(1).await;
     let start = Instant::now();
     let (mut a, mut b) = (call(&[2, 2]), call(&[3, 3]));
-    // One of them fills the queue. The other hears so once it would have room: nothing was measured yet, so in a second.
-    let health = async {
-        loop {
-            let asked = Instant::now();
-            assert_eq!(look(address, "/health").await.status, 200);
-            assert!(asked.elapsed() < Duration::from_secs(5));
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
     let (taken, refused) = soon(async {
         tokio::select! {
             refused = &mut a => (b, refused),
             refused = &mut b => (a, refused),
-            () = health => unreachable!(),
         }
     })
     .await;
     let refused = refused.unwrap();
-    assert_eq!((refused.status, &refused.reason[..17]), (429, "the queue is full"));
+    let words = "the queue is full; try again in ";
+    assert_eq!((refused.status, &refused.reason[..words.len()]), (429, words));
     assert!(start.elapsed() >= Duration::from_secs(1), "it came at once");
+    // Nothing was measured yet: a second, as both say.
+    assert_eq!(&refused.reason[words.len()..], "1.0 s");
+    assert_eq!(refused.headers["retry-after"], "2");
     assert!(metric("spatialscore_calls_refused_total{reason=\"queue\"}") >= 1.0);
-    // Three tries at once are all that Flow-Factory's client makes.
     server.device.release();
-    let mut answer = refused;
-    for _ in 0..3 {
-        if answer.status == 429 {
-            answer = call(&[4, 4]).await.unwrap();
-        }
-    }
-    assert_eq!(answer.rewards(), [4.0, 4.0]);
     assert_eq!(soon(first).await.unwrap().rewards(), [1.0]);
     assert_eq!(soon(taken).await.unwrap().rewards().len(), 2);
+    assert_eq!(soon(call(&[4, 4])).await.unwrap().rewards(), [4.0, 4.0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_that_is_held_back_is_said_when_the_server_stops() {
+async fn who_waits_in_line_is_told_when_the_server_stops() {
     let server = TestServer::start(&SMALL_QUEUE).await;
     let (address, device) = (server.http, Arc::clone(&server.device));
     let call = move |shades: &[u8]| {
         let asked = flow_factory(&pngs(shades.iter().copied()));
         tokio::spawn(async move { post(address, "/compute", &asked).await })
     };
-    // Since an item takes so long, who finds the queue full is held back for twice as long.
-    let pace = Duration::from_secs(4);
-    device.pace(pace);
-    assert_eq!(call(&[1]).await.unwrap().rewards(), [1.0]);
-    device.pace(Duration::ZERO);
     device.hold();
     let first = call(&[2]);
-    device.reached(2).await;
-    let (mut a, mut b) = (call(&[3, 3]), call(&[4, 4]));
-    // Long enough for both to be there.
-    sleep(pace / 2).await;
-    assert!(!a.is_finished() && !b.is_finished());
-
-    let start = Instant::now();
+    device.reached(1).await;
+    // One is laid out behind it, one fills the queue: of four at least two wait in line.
+    let mut others: Vec<_> = (3..7).map(|shade| call(&[shade, shade])).collect();
+    // Long enough for all to be there.
+    sleep(Duration::from_secs(1)).await;
+    assert!(others.iter().all(|other| !other.is_finished()));
     let ending = server.shut_down();
-    let (taken, refused) = soon(async {
-        tokio::select! {
-            refused = &mut a => (b, refused),
-            refused = &mut b => (a, refused),
-        }
-    })
-    .await;
-    let refused = refused.unwrap();
-    assert_eq!((refused.status, &refused.reason[..17]), (429, "the queue is full"));
-    assert!(start.elapsed() < pace, "it came after {:?}", start.elapsed());
+    for _ in 0..2 {
+        let (refused, _, rest) = soon(select_all(others)).await;
+        let refused = refused.unwrap();
+        assert_eq!((refused.status, refused.reason.as_str()), (503, "the server is shutting down"));
+        others = rest;
+    }
     device.release();
     assert_eq!(soon(first).await.unwrap().rewards(), [2.0]);
-    assert_eq!(soon(taken).await.unwrap().rewards().len(), 2);
+    for other in others {
+        let other = soon(other).await.unwrap();
+        assert!(other.status == 503 || other.rewards().len() == 2, "{}", other.status);
+    }
     ending.end().await;
 }
 

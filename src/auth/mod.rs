@@ -1,5 +1,6 @@
 //! Who may call: bearer tokens from a file, certificates for TLS, and the rereading of both when they change.
 
+mod own;
 mod reload;
 mod tls;
 mod tokens;
@@ -8,8 +9,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use reload::{Followed, follow, read};
-pub use tls::{client_config, server_config};
-pub use tokens::{Tokens, client_token};
+pub use tls::{ClientTls, client_config, server_config};
+pub use tokens::{Tokens, client_token, one_token};
 
 /// A file that cannot be used, and why. What stands in it is never quoted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::transport::{ClientTlsConfig, Endpoint, Identity};
 
 use super::FileFault;
+use super::own::TrustsItself;
 use crate::config::TlsSettings;
 use crate::files;
 
@@ -47,24 +49,44 @@ pub fn server_config(tls: &TlsSettings, contents: &[Vec<u8>]) -> Result<ServerCo
     })
 }
 
+/// The TLS side of a client.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    config: ClientTlsConfig,
+    /// For authorities from a file.
+    verifier: Option<Arc<TrustsItself>>,
+}
+
+impl ClientTls {
+    /// Uses it on an endpoint.
+    ///
+    /// # Errors
+    /// The endpoint is none of TLS.
+    pub fn on(self, endpoint: Endpoint) -> Result<Endpoint, tonic::transport::Error> {
+        match self.verifier {
+            Some(verifier) => endpoint.tls_config_with_verifier(self.config, verifier),
+            None => endpoint.tls_config(self.config.with_native_roots()),
+        }
+    }
+}
+
 /// The TLS side of a client: the authorities that it trusts (the system's where there is no file), and what it shows
 /// to a server that asks.
 ///
 /// # Errors
 /// A file that cannot be read or used.
-pub fn client_config(
-    ca: Option<&Path>,
-    identity: Option<(&Path, &Path)>,
-) -> Result<ClientTlsConfig, FileFault> {
+pub fn client_config(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<ClientTls, FileFault> {
     let read = |path: &Path| files::read(path).map_err(|error| FileFault::new(path, error));
     let mut config = ClientTlsConfig::new();
-    config = match ca {
+    let verifier = match ca {
         Some(path) => {
             let pem = read(path)?;
-            roots(path, &pem)?;
-            config.ca_certificate(Certificate::from_pem(pem))
+            let (roots, authorities) = (Arc::new(roots(path, &pem)?), certificates(path, &pem)?);
+            let chains = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
+            let chains = chains.map_err(|error| FileFault::new(path, error))?;
+            Some(Arc::new(TrustsItself { chains, authorities }))
         }
-        None => config.with_native_roots(),
+        None => None,
     };
     if let Some((certificate, key)) = identity {
         let (chain_pem, key_pem) = (read(certificate)?, read(key)?);
@@ -73,7 +95,7 @@ pub fn client_config(
             .map_err(|error| FileFault::new(key, format!("holds no private key in PEM form: {error}")))?;
         config = config.identity(Identity::from_pem(chain_pem, key_pem));
     }
-    Ok(config)
+    Ok(ClientTls { config, verifier })
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -72,12 +72,20 @@ impl Tokens {
 pub fn client_token(path: &Path) -> Result<Secret, FileFault> {
     let text = files::read(path).map_err(|error| FileFault::new(path, error))?;
     let text = std::str::from_utf8(&text).map_err(|_| FileFault::new(path, "is not UTF-8 text"))?;
+    one_token(text).map_err(|fault| FileFault::new(path, fault))
+}
+
+/// The token that a client shows, from a text of one line, `token` or `subject:token`.
+///
+/// # Errors
+/// What is wrong with it; nothing of it is quoted.
+pub fn one_token(text: &str) -> Result<Secret, &'static str> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let (Some(line), None) = (lines.next(), lines.next()) else {
-        return Err(FileFault::new(path, "must hold one line: the token, or subject:token"));
+        return Err("must hold one line: the token, or subject:token");
     };
     let token = line.split_once(':').map_or(line, |(_, token)| token);
-    check_token(token).map_err(|fault| FileFault::new(path, fault))?;
+    check_token(token)?;
     Ok(Secret(token.to_owned()))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ use crate::proto::spatial_score_service_client::SpatialScoreServiceClient;
 const READ_AHEAD: usize = 4;
 /// Room for the parts of a message that are not the picture or the prompt.
 const MESSAGE_OVERHEAD: usize = 1024;
+/// The port of a server that names none.
+const PORT: u16 = 50051;
 /// The pause between two attempts to reach a server that is not up yet.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
@@ -59,7 +61,7 @@ Examples:
   spatialscore score --prompt \"a cup to the left of a plate\" a.png b.jpg
   spatialscore score --manifest pictures.csv --format csv > scores.csv
   spatialscore score --priority evaluation --manifest held_out.csv
-  spatialscore score --server http://10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
+  spatialscore score --server 10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
   spatialscore score --server https://rewards.example:50051 --token-file token --tls-ca ca.crt --prompt \"a cup\" a.png
 
 Exit codes:
@@ -67,14 +69,17 @@ Exit codes:
   1   one or more have none, or the server could not be reached
   64  the command line is wrong")]
 pub struct Arguments {
-    /// The server.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
-    server: Endpoint,
-    /// A file with the token to show: one line, the token or subject:token.
-    #[arg(long, value_name = "FILE", env = "SPATIALSCORE_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
-    /// The authorities that sign the server's certificate, PEM; those of the system where this is not given.
+    /// The server: HOST:PORT, or a URL, of which https:// asks for TLS; of several, separated by commas, the first that
+    /// answers.
+    #[arg(long, value_name = "TARGET", env = "SPATIALSCORE_TARGET", default_value = "127.0.0.1:50051")]
+    server: String,
+    /// A file with the token to show: one line, the token or subject:token. Without it the token is that of
+    /// SPATIALSCORE_TOKEN, or of the file that SPATIALSCORE_TOKEN_FILE names.
     #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The authorities that sign the server's certificate, PEM, or that certificate itself; those of the system where
+    /// this is not given. Asks for TLS.
+    #[arg(long, value_name = "FILE", env = "SPATIALSCORE_CA")]
     tls_ca: Option<PathBuf>,
     /// The certificate to show to a server that asks for one, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -155,7 +160,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
             (Box::new(images.into_iter().map(entry)), Some(count))
         }
     };
-    let (endpoint, token) = match access(&arguments) {
+    let (endpoints, token) = match access(&arguments) {
         Ok(access) => access,
         Err(error) => return fail(USAGE, &error),
     };
@@ -163,7 +168,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
-    let scored = runtime.block_on(score(&arguments, endpoint, token, rows, count));
+    let scored = runtime.block_on(score(&arguments, endpoints, token, rows, count));
     // The thread that reads pictures may still wait for a connection that is gone.
     runtime.shutdown_background();
     match scored {
@@ -176,12 +181,12 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// Scores the rows and writes the results; returns how many have no score.
 async fn score(
     arguments: &Arguments,
-    endpoint: Endpoint,
+    endpoints: Vec<Endpoint>,
     bearer: Bearer,
     rows: Rows,
     count: Option<u64>,
 ) -> Result<u64, Failure> {
-    let (mut client, model) = connect(arguments, endpoint, bearer).await?;
+    let (mut client, model) = connect(arguments, endpoints, bearer).await?;
     let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
     let mut report = Report::begin(arguments.format, io::stdout(), &model)?;
     let bar = progress_bar(count);
@@ -224,19 +229,65 @@ async fn next(
     Ok(answer.map_err(|_| Failure::Timeout(seconds))??)
 }
 
-/// The server's address with the TLS to use on it, and the token to show.
-fn access(arguments: &Arguments) -> Result<(Endpoint, Bearer), Box<dyn std::error::Error>> {
+/// The servers' addresses with the TLS to use on them, and the token to show.
+fn access(arguments: &Arguments) -> Result<(Vec<Endpoint>, Bearer), Box<dyn std::error::Error>> {
     let Arguments { tls_ca, tls_cert, tls_key, token_file, server, .. } = arguments;
     let identity = tls_cert.as_deref().zip(tls_key.as_deref());
-    let endpoint = match server.uri().scheme_str() {
-        Some("https") => server.clone().tls_config(auth::client_config(tls_ca.as_deref(), identity)?)?,
-        _ if tls_ca.is_some() || identity.is_some() => {
-            return Err(format!("{} is not TLS: --server must begin with https://", server.uri()).into());
-        }
-        _ => server.clone(),
+    let tls = tls_ca.is_some() || identity.is_some();
+    let mut endpoints = Vec::new();
+    for target in server.split(',').map(str::trim).filter(|target| !target.is_empty()) {
+        let endpoint = Endpoint::from_shared(url(target, tls)?)?;
+        endpoints.push(match endpoint.uri().scheme_str() {
+            Some("https") => auth::client_config(tls_ca.as_deref(), identity)?.on(endpoint)?,
+            _ if tls => {
+                return Err(
+                    format!("{target} is not TLS: it must begin with https://, or with no scheme").into()
+                );
+            }
+            _ => endpoint,
+        });
+    }
+    if endpoints.is_empty() {
+        return Err("--server, or SPATIALSCORE_TARGET, is empty; give host:port".into());
+    }
+    Ok((endpoints, Bearer::new(token(token_file.as_deref())?.as_ref())?))
+}
+
+/// The token of the file that is named, else that of the environment, as the Python client reads it.
+fn token(file: Option<&Path>) -> Result<Option<Secret>, Box<dyn std::error::Error>> {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(file) = file {
+        return Ok(Some(auth::client_token(file)?));
+    }
+    if let Some(token) = named("SPATIALSCORE_TOKEN") {
+        let token = token.to_str().ok_or("is not Unicode").and_then(auth::one_token);
+        return Ok(Some(token.map_err(|fault| format!("SPATIALSCORE_TOKEN: {fault}"))?));
+    }
+    let file = named("SPATIALSCORE_TOKEN_FILE").map(PathBuf::from);
+    Ok(file.as_deref().map(auth::client_token).transpose()?)
+}
+
+/// The URL of a target as the Python client takes it: with the contract's own port where it names none, and with TLS
+/// where it says nothing of it and there is a certificate.
+fn url(target: &str, tls: bool) -> Result<String, String> {
+    let wrong = || format!("{target:?} is no server; give host:port, or a URL of http:// or https://");
+    let (scheme, rest) = match target.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest.trim_end_matches('/')),
+        Some(_) => return Err(wrong()),
+        None if tls => ("https", target),
+        None => ("http", target),
     };
-    let token = token_file.as_deref().map(auth::client_token).transpose()?;
-    Ok((endpoint, Bearer::new(token.as_ref())?))
+    // An address of IPv6 without brackets has no port.
+    let bare = rest.parse::<std::net::Ipv6Addr>().map(|address| format!("[{address}]"));
+    let authority: http::uri::Authority =
+        bare.unwrap_or_else(|_| rest.to_owned()).parse().map_err(|_| wrong())?;
+    let (host, port) = (authority.host(), authority.port_u16());
+    // What stands behind the host and is no port.
+    let more = port.is_none() && authority.as_str() != host;
+    if host.is_empty() || more || authority.as_str().contains('@') || port == Some(0) {
+        return Err(wrong());
+    }
+    Ok(format!("{scheme}://{host}:{}", port.unwrap_or(PORT)))
 }
 
 /// Shows a token on every call, where there is one.
@@ -265,25 +316,31 @@ impl Interceptor for Bearer {
 
 type Client = SpatialScoreServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// Reaches the server and asks what it serves, again and again within `--wait`.
+/// Reaches the first server that answers and asks what it serves, again and again within `--wait`.
 async fn connect(
     arguments: &Arguments,
-    endpoint: Endpoint,
+    endpoints: Vec<Endpoint>,
     bearer: Bearer,
 ) -> Result<(Client, proto::GetModelResponse), Failure> {
     let until = Instant::now() + Duration::from_secs(arguments.wait);
-    let mut client = SpatialScoreServiceClient::with_interceptor(endpoint.connect_lazy(), bearer);
-    loop {
+    let client = |endpoint: &Endpoint| {
+        SpatialScoreServiceClient::with_interceptor(endpoint.connect_lazy(), bearer.clone())
+    };
+    let clients: Vec<Client> = endpoints.iter().map(client).collect();
+    let last = clients.len().saturating_sub(1);
+    for (turn, mut client) in (0..clients.len()).cycle().zip(clients.iter().cloned().cycle()) {
         let model =
             timeout(Duration::from_secs(arguments.timeout), client.get_model(proto::GetModelRequest {}));
         match model.await.map_err(|_| Failure::Timeout(arguments.timeout))? {
             Ok(model) => return Ok((client, model.into_inner())),
+            Err(status) if status.code() == Code::Unavailable && turn < last => {}
             Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
                 sleep(RETRY_EVERY).await;
             }
             Err(status) => return Err(status.into()),
         }
     }
+    Err(Status::unavailable("there is no server to ask").into())
 }
 
 type Expected = (Row, Option<String>);

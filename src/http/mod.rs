@@ -10,6 +10,7 @@ mod refusal;
 mod unirl;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body as AxumBody;
@@ -36,7 +37,7 @@ use crate::engine::ModelInfo;
 use crate::error::{ScoreError, quoted};
 use crate::proto;
 use crate::proto::spatial_score_service_server::SpatialScoreService;
-use crate::service::{Handlers, claim, http_path, of_sender};
+use crate::service::{Handlers, Patience, claim, http_path, of_sender};
 
 pub use refusal::translate;
 use refusal::{Refused, too_large, wrong_method};
@@ -59,13 +60,16 @@ struct Edge {
     serving: watch::Receiver<bool>,
     /// Bytes of a body.
     most: usize,
+    patience: Patience,
 }
 
 /// The services of the HTTP port, as a layer of ours takes them.
 pub type Routes = MapResponse<Router, fn(Response<AxumBody>) -> Response<Body>>;
 
-/// The paths of trainers' clients, whose bodies have at most `most` bytes. `serving` is what health is told.
-pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize) -> Routes {
+/// The paths of trainers' clients, whose bodies have at most `most` bytes. `serving` is what health is told. Calls wait
+/// in line for `patience`: no client of these waits by itself for as long as it is told.
+pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, patience: Duration) -> Routes {
+    let patience = Patience(patience);
     let elsewhere = async || {
         Refused::from(Status::not_found("there are POST /score and /compute, GET /health and /rewards"))
     };
@@ -76,7 +80,7 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize) -
         .route(http_path::COMPUTE, post(flow_factory::compute))
         .fallback(elsewhere)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Edge { handlers, serving, most });
+        .with_state(Edge { handlers, serving, most, patience });
     ServiceExt::<Request<Body>>::map_response(router, |response| response.map(Body::new))
 }
 
@@ -109,8 +113,6 @@ impl Edge {
         let body = whole(body, self.most).await?;
         let engine = self.handlers.engine()?;
         let claim = Claim { priority, ..claim(&parts.extensions) };
-        // An overloaded server refuses before it works.
-        engine.expect_room(&claim, 1)?;
         let (bytes, model) = (body.len(), engine.info().clone());
         let most_values = MOST_VALUES * (1 + engine.limits().max_items_per_request);
         let work = move || {
@@ -128,12 +130,13 @@ impl Edge {
     async fn score(
         &self,
         items: Vec<proto::ScoreItem>,
-        Call { priority, extensions }: Call,
+        Call { priority, mut extensions }: Call,
     ) -> Result<Vec<Result<proto::Score, String>>, Refused> {
         // A rank that has nothing this time asks all the same.
         if items.is_empty() {
             return Ok(Vec::new());
         }
+        extensions.insert(self.patience);
         let priority = match priority {
             Priority::Training => proto::Priority::Training,
             Priority::Evaluation => proto::Priority::Evaluation,

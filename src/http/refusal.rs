@@ -1,7 +1,7 @@
 //! Refusals as HTTP says them. The layers and the handlers say them with a gRPC status; this is the last to touch them.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body as AxumBody;
 use axum::response::IntoResponse;
@@ -20,8 +20,6 @@ use crate::caller::Priority;
 use crate::error::ScoreError;
 use crate::service::{Handlers, http_path, of_call};
 
-/// How long a refusal is held back at most. Flow-Factory's client gives up after 60 s.
-const MOST_PATIENCE: Duration = Duration::from_secs(30);
 /// The most bytes of a reason phrase.
 const MOST_REASON: usize = 200;
 
@@ -76,11 +74,13 @@ fn priority_of_path(uri: &mut Uri) -> Option<Priority> {
     Some(priority)
 }
 
-/// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again: neither UniRL's client
-/// nor Flow-Factory's waits by itself for as long as it is told.
+/// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again, but no call for longer
+/// than `patience` in all: neither UniRL's client nor Flow-Factory's waits by itself for as long as it is told. One that
+/// was refused for a full queue has waited there already.
 pub fn translate<S>(
     calls: S,
     handlers: Handlers,
+    patience: Duration,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
@@ -97,10 +97,11 @@ where
             }
             let compute = request.uri().path() == http_path::COMPUTE;
             let methods = methods(request.uri().path());
+            let start = Instant::now();
             let response = calls.oneshot(request).await?;
             let Some(status) = Status::from_header_map(response.headers()) else { return Ok(response) };
             let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-            let held = wait.min(MOST_PATIENCE);
+            let held = wait.min(patience.saturating_sub(start.elapsed()));
             tokio::select! {
                 () = sleep(held) => {}
                 () = handlers.draining(), if !held.is_zero() => {}

@@ -5,6 +5,7 @@
 
 mod batch;
 mod fair;
+mod line;
 mod queue;
 mod rate;
 mod room;

@@ -4,10 +4,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::fair::Fair;
+use super::line::{Ahead, Line, Waiter};
 use super::rate::{Drain, Latency};
 use super::room::{Held, Room};
 use crate::caller::{Caller, Claim, Priority};
@@ -30,8 +31,12 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.queue.lock().room.give_back(&self.caller, self.priority, self.tokens);
-        self.queue.room.notify_waiters();
+        let mut state = self.queue.lock();
+        state.room.give_back(&self.caller, self.priority, self.tokens);
+        let granted = self.queue.serve_line(&mut state);
+        // The places of one who has left come back here.
+        drop(state);
+        granted.into_iter().for_each(|(waiter, permits)| waiter.answer(Ok(permits)));
     }
 }
 
@@ -87,8 +92,6 @@ pub struct Queue {
     ready: Condvar,
     /// Wakes who waits for the queue to close.
     closing: Condvar,
-    /// Wakes callers that wait for room.
-    room: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +103,8 @@ struct State {
     hopeless: Vec<Job>,
     /// What is reserved, whether waiting here or still being prepared.
     room: Room,
+    /// Who waits for places.
+    line: Line,
     /// Batches that workers have taken and not answered.
     on_devices: usize,
     closed: Option<&'static str>,
@@ -169,13 +174,7 @@ impl State {
 impl Queue {
     /// An empty queue.
     pub fn new(capacity: Capacity) -> Arc<Self> {
-        Arc::new(Self {
-            capacity,
-            state: Mutex::default(),
-            ready: Condvar::new(),
-            closing: Condvar::new(),
-            room: Notify::new(),
-        })
+        Arc::new(Self { capacity, state: Mutex::default(), ready: Condvar::new(), closing: Condvar::new() })
     }
 
     /// Reserves a place for each of these costs, in tokens: for all of them or for none, so that a group is
@@ -223,7 +222,7 @@ impl Queue {
 
     fn admit(&self, state: &mut State, claim: &Claim, wanted: Held) -> Result<(), ScoreError> {
         self.check(state, wanted)?;
-        let Some(excess) = state.room.excess(self.capacity, claim, wanted) else { return Ok(()) };
+        let Some(excess) = self.excess(state, claim, wanted) else { return Ok(()) };
         Err(ScoreError::QueueFull { retry_after: state.room.promise(claim, excess, wanted, &state.drain) })
     }
 
@@ -243,31 +242,57 @@ impl Queue {
         state.closed.map_or(Ok(()), |reason| Err(ScoreError::Unavailable(reason)))
     }
 
-    /// Reserves a place for one item, and waits for it where the queue is full, until it is late.
+    /// What must drain before a claim that comes now has its places, in tokens; `None` where it has them at once.
+    fn excess(&self, state: &State, claim: &Claim, wanted: Held) -> Option<usize> {
+        let room = state.room.excess(self.capacity, claim, wanted);
+        let line = state.line.ahead_of(claim, &state.room, self.capacity);
+        (room.is_some() || line.is_some()).then(|| room.unwrap_or_default() + line.unwrap_or_default())
+    }
+
+    /// As [`Queue::reserve`], but waits in line where there is no room. Who drops the future leaves the line.
     ///
     /// # Errors
     /// As [`Queue::reserve`], without [`ScoreError::QueueFull`] and [`ScoreError::ExpectedLate`].
     pub async fn reserve_when_room(
         self: &Arc<Self>,
         claim: &Claim,
-        tokens: usize,
-    ) -> Result<Permit, ScoreError> {
-        let wanted = Held { tokens, items: 1 };
-        loop {
-            // Listens before it looks, so that room made in between is not missed.
-            let room = self.room.notified();
-            let permit = {
-                let mut state = self.lock();
-                self.check(&state, wanted)?;
-                // Nobody is promised a time who waits here.
-                let has_room = state.room.excess(self.capacity, claim, wanted).is_none();
-                has_room.then(|| self.take(&mut state, claim, &[tokens]).pop()).flatten()
-            };
-            match permit {
-                Some(permit) => return Ok(permit),
-                None => room.await,
+        costs: &[usize],
+    ) -> Result<Vec<Permit>, ScoreError> {
+        let wanted = Held { tokens: costs.iter().sum(), items: costs.len() };
+        let granted = {
+            let mut state = self.lock();
+            self.check(&state, wanted)?;
+            // Nobody is promised a time who waits here.
+            if self.excess(&state, claim, wanted).is_none() {
+                return Ok(self.take(&mut state, claim, costs));
+            }
+            let (waiter, granted) = Waiter::new(claim, costs);
+            state.line.push(waiter);
+            granted
+        };
+        granted.await.unwrap_or_else(|_| Err(ScoreError::Internal("a place in the line was lost".into())))
+    }
+
+    /// Takes what places there are for those in line. They are to be told once the lock is gone.
+    fn serve_line(self: &Arc<Self>, state: &mut State) -> Vec<(Waiter, Vec<Permit>)> {
+        let mut granted = Vec::new();
+        if state.line.is_empty() {
+            return granted;
+        }
+        let mut ahead = Ahead::default();
+        for waiter in std::mem::take(&mut state.line).into_waiters() {
+            let (claim, wanted) = (&waiter.claim, waiter.wanted());
+            if ahead.lets_pass(claim, &state.room)
+                && state.room.excess(self.capacity, claim, wanted).is_none()
+            {
+                let permits = self.take(state, claim, &waiter.costs);
+                granted.push((waiter, permits));
+            } else {
+                ahead.add(&waiter, &state.room, self.capacity);
+                state.line.push(waiter);
             }
         }
+        granted
     }
 
     /// Hands a job to the workers. Once the queue is closed it is answered at once.
@@ -358,10 +383,13 @@ impl Queue {
 
     /// Refuses new reservations and lets the workers finish what is waiting.
     pub fn close(&self, reason: &'static str) {
-        self.lock().closed = Some(reason);
+        let mut state = self.lock();
+        state.closed = Some(reason);
+        let line = std::mem::take(&mut state.line);
+        drop(state);
         self.ready.notify_all();
         self.closing.notify_all();
-        self.room.notify_waiters();
+        line.into_waiters().for_each(|waiter| waiter.answer(Err(ScoreError::Unavailable(reason))));
     }
 
     /// Waits until the queue is closed, at most so long; whether it is.
@@ -526,9 +554,45 @@ mod tests {
         queue.lock().drain.begin(Instant::now());
         queue.lock().drain.answered(1000, false, Instant::now() + Duration::from_secs(10));
         for _ in 0..5 {
-            assert!(futures::poll!(std::pin::pin!(queue.reserve_when_room(&b, 100))).is_pending());
+            assert!(futures::poll!(std::pin::pin!(queue.reserve_when_room(&b, &[100]))).is_pending());
         }
         assert!(refused(&queue, &b, &[100]) < Duration::from_secs(2), "it is the first who is refused");
+    }
+
+    #[tokio::test]
+    async fn places_go_to_those_in_line_in_its_order() {
+        let queue = queue(1000, 8);
+        let [job, other, third] = ["job", "other", "third"].map(claim);
+        let mut held = queue.reserve(&other, &[10; 4]).unwrap();
+        held.extend(queue.reserve(&job, &[10; 2]).unwrap());
+        macro_rules! waits {
+            ($claim:expr, $count:expr) => {{
+                let (queue, claim) = (Arc::clone(&queue), $claim.clone());
+                let mut wait = Box::pin(async move { queue.reserve_when_room(&claim, &[10; $count]).await });
+                assert!(futures::poll!(&mut wait).is_pending());
+                wait
+            }};
+        }
+        let mut first = waits!(third, 4);
+        let mut second = waits!(third, 1);
+        // There is room for one, and it is not its turn; nor is it that of one who would be refused.
+        assert!(matches!(queue.reserve(&job, &[10]), Err(ScoreError::QueueFull { .. })));
+        drop(held.split_off(4));
+        let places = futures::poll!(&mut first);
+        assert!(matches!(&places, std::task::Poll::Ready(Ok(places)) if places.len() == 4), "{places:?}");
+        assert!(futures::poll!(&mut second).is_pending(), "there is no room for it yet");
+        drop(places);
+        assert!(futures::poll!(&mut second).is_ready());
+        // Whose share is used up keeps back nobody else, and one who has left nobody at all.
+        let own = waits!(other, 4);
+        let held_by_job = queue.reserve(&job, &[10]).unwrap();
+        drop((own, held_by_job));
+        assert!(queue.reserve(&claim("fourth"), &[10; 4]).is_ok());
+        // All are told once there is no more turn to wait for.
+        let mut last = waits!(other, 8);
+        queue.close("closed");
+        assert!(matches!(last.as_mut().await, Err(ScoreError::Unavailable("closed"))));
+        assert!(queue.lock().line.is_empty());
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(super) struct Room {
     held: Held,
     /// The same by caller and priority; who holds nothing is not listed. A caller's evaluation and its training are two
     /// here, so that neither keeps the other out.
-    accounts: HashMap<(Caller, Priority), Account>,
+    accounts: HashMap<Account, Holder>,
     /// The same by priority.
     by_priority: [Held; 2],
     /// For callers that hold nothing.
@@ -32,8 +32,11 @@ pub(super) struct Held {
     pub items: usize,
 }
 
+/// Whose places they are. A caller's evaluation and its training are two.
+pub(super) type Account = (Caller, Priority);
+
 #[derive(Debug, Default)]
-struct Account {
+struct Holder {
     held: Held,
     comeback: Comeback,
 }
@@ -104,15 +107,25 @@ impl Room {
     /// With `n` callers that hold places, none may hold more than one part in `n + 1`: there is always a part free
     /// for one who comes anew. Who holds nothing may take whatever fits.
     pub fn excess(&self, capacity: Capacity, claim: &Claim, wanted: Held) -> Option<usize> {
-        let known = self.accounts.get(&account_of(claim)).map(|account| account.held);
-        let holders = self.accounts.len() + usize::from(known.is_none());
-        let share =
-            Capacity { tokens: capacity.tokens / (holders + 1), items: capacity.items / (holders + 1) };
         let excess = self.held.plus(wanted).over(capacity);
-        let own = known.map(|held| held.plus(wanted).over(share)).unwrap_or_default();
+        let own = self.own_excess(capacity, claim, wanted);
         // What is its own drains at its share of the whole rate.
+        let holders = self.accounts.len() + usize::from(!self.holds(claim));
         (excess != Held::default() || own != Held::default())
             .then(|| excess.in_tokens(self.held).max(own.in_tokens(self.held) * holders))
+    }
+
+    /// What of it is above the caller's own share.
+    pub fn own_excess(&self, capacity: Capacity, claim: &Claim, wanted: Held) -> Held {
+        let Some(account) = self.accounts.get(&account_of(claim)) else { return Held::default() };
+        let parts = self.accounts.len() + 1;
+        let share = Capacity { tokens: capacity.tokens / parts, items: capacity.items / parts };
+        account.held.plus(wanted).over(share)
+    }
+
+    /// Whether the caller holds anything.
+    pub fn holds(&self, claim: &Claim) -> bool {
+        self.accounts.contains_key(&account_of(claim))
     }
 
     /// How long until a call that is refused should come back: once `excess` has drained, and not together with others
@@ -161,6 +174,6 @@ impl Room {
 }
 
 /// Whose places a claim's are.
-fn account_of(claim: &Claim) -> (Caller, Priority) {
+pub(super) fn account_of(claim: &Claim) -> Account {
     (claim.caller.clone(), claim.priority)
 }

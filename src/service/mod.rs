@@ -16,11 +16,13 @@ mod status;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use futures::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
+use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::Instrument;
@@ -89,11 +91,35 @@ impl Handlers {
         }
     }
 
+    /// Reserves places for items of these costs, and waits for them as long as the call has patience.
+    async fn reserve(
+        &self,
+        engine: &Engine,
+        claim: &Claim,
+        costs: &[usize],
+        patience: Option<Patience>,
+    ) -> Result<Vec<Permit>, ScoreError> {
+        let queue = engine.queue();
+        let Some(Patience(patience)) = patience else { return queue.reserve(claim, costs) };
+        tokio::select! {
+            biased;
+            permits = queue.reserve_when_room(claim, costs) => permits,
+            () = self.draining() => Err(ScoreError::Unavailable(DRAINING)),
+            // Where there is none even now, this says when there should be.
+            () = sleep(patience) => queue.reserve(claim, costs),
+        }
+    }
+
     /// Waits until nothing more is taken.
     pub async fn draining(&self) {
         let _ = self.stage.clone().wait_for(|stage| matches!(stage, Stage::Draining)).await;
     }
 }
+
+/// How long a call waits in line where the queue is full, before it is refused. Stands in the extensions of a request; one
+/// without is refused at once, by a server whose callers know when to come back.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience(pub Duration);
 
 /// What callers are told while the server answers what it had accepted.
 const DRAINING: &str = "the server is shutting down";
@@ -106,9 +132,10 @@ impl SpatialScoreService for Handlers {
     ) -> Result<Response<proto::ScoreResponse>, Status> {
         let claim = claim(request.extensions());
         let engine = self.engine().map_err(|error| of_call(&error))?;
-        let arrivals = arrivals(&request);
+        let (arrivals, patience) = (arrivals(&request), request.extensions().get::<Patience>().copied());
         let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
-        let outcomes = score_batch(&engine, request, claim).await.map_err(|error| of_call(&error))?;
+        let outcomes =
+            score_batch(self, &engine, request, claim, patience).await.map_err(|error| of_call(&error))?;
         let place = |index| format!("items[{index}].");
         Ok(Response::new(proto::ScoreResponse {
             timings: Some(convert::timings(outcomes.iter().flatten())),
@@ -156,9 +183,11 @@ impl SpatialScoreService for Handlers {
 
 /// Scores a request's items. The outer error concerns the whole call, the inner ones an item each.
 async fn score_batch(
+    handlers: &Handlers,
     engine: &Engine,
     request: proto::ScoreRequest,
     claim: Claim,
+    patience: Option<Patience>,
 ) -> Result<Vec<Result<Answer, ScoreError>>, ScoreError> {
     let most = engine.limits().max_items_per_request;
     match request.items.len() {
@@ -169,7 +198,9 @@ async fn score_batch(
         _ => {}
     }
     let claim = Claim { priority: priority(request.priority)?, ..claim };
-    engine.expect_room(&claim, request.items.len())?;
+    if patience.is_none() {
+        engine.expect_room(&claim, request.items.len())?;
+    }
     let prompt = request.prompt.map(Arc::from);
     let admitted = join_all(request.items.into_iter().map(|item| async {
         let (prompt, picture) = convert::work(item, prompt.as_ref())?;
@@ -179,7 +210,7 @@ async fn score_batch(
 
     // All that can be scored get their places together, or none does: a group is never half scored.
     let costs: Vec<usize> = admitted.iter().flatten().map(Admitted::tokens).collect();
-    let mut permits = engine.queue().reserve(&claim, &costs)?.into_iter();
+    let mut permits = handlers.reserve(engine, &claim, &costs, patience).await?.into_iter();
     let claim = &claim;
     let scores = admitted.into_iter().map(|item| {
         let placed = item.and_then(|item| {
@@ -249,7 +280,8 @@ async fn admit_streamed(
         let claim = Claim { priority: priority(urgency)?, ..claim };
         let (prompt, picture) = convert::stream_work(&id, item)?;
         let item = engine.admit(prompt, picture, &claim).await?;
-        let permit = engine.queue().reserve_when_room(&claim, item.tokens()).await?;
+        let mut permits = engine.queue().reserve_when_room(&claim, &[item.tokens()]).await?;
+        let permit = permits.pop().ok_or_else(|| ScoreError::Internal("an item got no place".into()))?;
         Ok(Placed { item, permit, claim })
     }
     .await;

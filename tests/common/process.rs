@@ -11,6 +11,9 @@ use super::checkpoint;
 pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spatialscore"));
     command.args(arguments).env_remove("RUST_LOG").env_remove("SPATIALSCORE_CONFIG");
+    for name in ["TARGET", "TOKEN", "TOKEN_FILE", "CA"] {
+        command.env_remove(format!("SPATIALSCORE_{name}"));
+    }
     command
 }
 

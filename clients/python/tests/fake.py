@@ -152,8 +152,8 @@ class Fake:
         for request in requests:
             self.times.append(time.monotonic())
             fault = self.faults.pop(0) if self.faults else None
-            if fault is not None and fault[0] == "BREAK":
-                context.abort(grpc.StatusCode.UNAVAILABLE, "the stream broke")
+            if fault is not None and fault[0].startswith("BREAK"):
+                context.abort(CODES[fault[0].partition(" ")[2] or "UNAVAILABLE"], "the stream broke")
             self._work(context)
             code = self.bad_items.get(int(mean_of("", request.item.image)))
             error = fault or ((code, None) if code else None)

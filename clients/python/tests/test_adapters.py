@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 from conftest import numbered
 from fake import Fake, picture
+from test_connections import certificates, server_credentials
 
 import spatialscore_client as sc
 from spatialscore_client.adapters import flow_grpo, plain, trl
+
+__all__ = ["certificates"]
 
 
 @pytest.fixture
@@ -60,6 +63,78 @@ def test_plain(served: Fake) -> None:
         plain.reward()(PROMPTS, numbered(4))
 
 
+# One reading of environment and keys.
+
+
+@pytest.fixture
+def played_unirl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The adapter on the base class as UniRL 0.2.0 has it, as far as a constructor goes."""
+
+    class RewardBackend:
+        def __init__(self, model_name: str, timeout: float, batch_size: int = 8, prompt_source: str = "") -> None:
+            self.timeout, self.batch_size = timeout, batch_size
+
+    made = {"unirl": {}, "unirl.reward": {}, "unirl.types": {}}
+    made["unirl.reward.base"] = {"RewardBackend": RewardBackend}
+    made["unirl.types.reward"] = {"RewardRequest": object, "RewardResponse": object}
+    for name, members in made.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    name = "spatialscore_client.adapters.unirl"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module(name)
+    sys.modules.pop(name)
+
+
+@pytest.fixture(params=["plain", "flow_factory", "unirl"])
+def with_keys(request: Any) -> Any:
+    """A client as an adapter's recipe makes it from its keys."""
+
+    def make(**keys: Any) -> sc.SpatialScoreClient:
+        if request.param == "plain":
+            return plain.client_of(**keys)
+        adapter = request.getfixturevalue(f"played_{request.param}")
+        if request.param == "unirl":
+            return adapter.SpatialScoreBackend(batch_size=4, **keys).client  # type: ignore[no-any-return]
+        config = types.SimpleNamespace(extra_kwargs=keys)
+        return adapter.SpatialScoreReward(config=config, accelerator=None).client  # type: ignore[no-any-return]
+
+    return make
+
+
+def test_keys_stand_on_top_of_the_environment(
+    with_keys: Any, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("trainer:secret\n")
+    ca = str(certificates / "authority.pem")
+    with Fake(credentials=server_credentials(certificates), token="secret") as secured:
+        monkeypatch.setenv("SPATIALSCORE_TARGET", "elsewhere:1")
+        monkeypatch.setenv("SPATIALSCORE_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("SPATIALSCORE_CA", ca)
+        monkeypatch.setenv("SPATIALSCORE_TIMEOUT", "7")
+        with with_keys(target=secured.address, priority="evaluation") as client:
+            assert client.score("a", numbered(1)).means == expected(1, ["a"]) and client.timeout == 7
+            assert secured.requests[-1].priority == 2
+        for name in ("TARGET", "TOKEN_FILE", "CA", "TIMEOUT"):
+            monkeypatch.delenv(f"SPATIALSCORE_{name}")
+        keys = {"target": secured.address, "token_file": str(tmp_path / "token"), "ca": ca, "timeout": 9}
+        with with_keys(**keys) as client:
+            assert client.score("a", numbered(1)).means == expected(1, ["a"]) and client.timeout == 9
+            assert secured.requests[-1].priority == 1
+
+
+def test_a_key_that_is_not_known_is_an_error_naming_those_that_are(with_keys: Any) -> None:
+    with pytest.raises(sc.ConfigurationError, match="'timeuot': not known .* priority, .*timeout") as caught:
+        with_keys(target="scorer:1", timeuot=5)
+    for known in ("target", "token", "token_file", "tls", "ca", "codec", "max_in_flight"):
+        assert known in str(caught.value)
+    with pytest.raises(sc.ConfigurationError, match="priority is 'evaluate'"):
+        with_keys(target="scorer:1", priority="evaluate")
+    with pytest.raises(sc.ConfigurationError, match="SPATIALSCORE_TARGET"):
+        with_keys()
+
+
 # flow_grpo: yifan123/flow_grpo at ac4c86e8cae021841f1fde853d340e0db67690dd.
 
 
@@ -88,7 +163,7 @@ def multi_score(device: Any, score_dict: dict[str, float], score_functions: dict
     return _fn
 
 
-def test_flow_grpo(served: Fake) -> None:
+def test_flow_grpo(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     score = multi_score("cuda", {"spatialscore": 2.0}, {"spatialscore": flow_grpo.spatialscore})
     batch = np.stack(numbered(4))
     with ThreadPoolExecutor(8) as executor:
@@ -97,6 +172,9 @@ def test_flow_grpo(served: Fake) -> None:
             details, _ = future.result()
             assert details["spatialscore"] == expected(4, PROMPTS)
             assert details["avg"] == [2 * value for value in details["spatialscore"]]
+    monkeypatch.setenv("SPATIALSCORE_PRIORITY", "evaluation")
+    multi_score("cuda", {"spatialscore": 1.0}, {"spatialscore": flow_grpo.spatialscore})(batch, PROMPTS, {})
+    assert [request.priority for request in served.requests[-2:]] == [1, 2]
     served.bad_items = {3: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         score(batch, PROMPTS, {})
@@ -285,6 +363,9 @@ def test_trl(fake: Fake) -> None:
             return await asyncio.gather(first, trl.async_reward(client, image=draw)(**chat))
 
     assert asyncio.run(both()) == [expected(4, PROMPTS)] * 2
+    # TRL logs a reward that is a partial by the name of its function.
+    names = {trl.reward(client).func.__name__, trl.async_reward(client).func.__name__}  # type: ignore[arg-type]
+    assert names == {"spatialscore"}
     fake.bad_items = {0: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         trl.reward(client)(**calls, **columns)
@@ -330,8 +411,7 @@ def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
     logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     mean = np.mean([10, 11, 12, 13]) + len("a cup left of a book") / 1000
     assert len(drawn) == 4 and logged["reward"] == pytest.approx(mean, abs=1e-3)
-    name = "spatialscore_async" if asynchronous else "spatialscore"
-    assert logged[f"rewards/{name}/mean"] == pytest.approx(mean, abs=1e-3)
+    assert logged["rewards/spatialscore/mean"] == pytest.approx(mean, abs=1e-3)
     fake.bad_items = {14: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         trainer.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -137,6 +138,53 @@ def test_a_hint_beyond_the_deadline_is_not_waited_for(connect: Any, fake: Fake) 
     with pytest.raises(sc.BusyError):
         client.score("prompt", numbered(2), timeout=0.8)
     assert time.monotonic() - start < 0.6
+
+
+def test_a_client_that_is_closed_ends_what_is_under_way() -> None:
+    with Fake(delay=20) as server:
+        client = sc.SpatialScoreClient(server.address, timeout=30)
+        client.model()
+        pictures = numbered(2)
+        calls = [
+            lambda: client.score("prompt", pictures),
+            lambda: list(client.score_stream([("prompt", each) for each in pictures])),
+        ]
+        for call in calls:
+            timer = threading.Timer(0.5, client.close)
+            timer.start()
+            start = time.monotonic()
+            with pytest.raises(sc.SpatialScoreError, match="closed"):
+                call()
+            assert time.monotonic() - start < 10
+
+        async def close_soon(call: Any) -> None:
+            async with sc.AsyncSpatialScoreClient(server.address, timeout=30) as client:
+                running = asyncio.ensure_future(call(client))
+                await asyncio.sleep(0.5)
+                await client.close()
+                with pytest.raises(sc.SpatialScoreError, match="closed"):
+                    await asyncio.wait_for(running, 10)
+
+        async def stream(client: Any) -> None:
+            async for _ in client.score_stream([("prompt", each) for each in pictures]):
+                pass
+
+        asyncio.run(close_soon(lambda client: client.score("prompt", pictures)))
+        asyncio.run(close_soon(stream))
+
+
+def test_a_task_that_is_cancelled_ends_and_its_calls_with_it() -> None:
+    async def cancel(server: Fake) -> None:
+        async with sc.AsyncSpatialScoreClient(server.address, timeout=30) as client:
+            running = asyncio.ensure_future(client.score("prompt", numbered(2)))
+            await asyncio.sleep(0.5)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    with Fake(delay=20) as server:
+        asyncio.run(cancel(server))
+        assert server.cancelled.wait(5)
 
 
 def test_a_slow_server_is_left_in_time_and_told(connect: Any) -> None:

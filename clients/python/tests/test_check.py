@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import io
+import json
 import socket
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from fake import Fake
+from PIL import Image
 from test_connections import certificates, free_port, server_credentials
 
 from spatialscore_client.cli import main
@@ -118,6 +122,74 @@ def test_something_else_listens(capsys: pytest.CaptureFixture[str], web_server: 
     status, text = lines(capsys, f"127.0.0.1:{port}")
     other.stop(None)
     assert status == 1 and "something else than SpatialScore" in text
+
+
+def test_what_the_environment_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: Path
+) -> None:
+    (tmp_path / "token").write_text("trainer:secret\n")
+    with Fake(token="secret", credentials=server_credentials(certificates)) as server:
+        monkeypatch.setenv("SPATIALSCORE_TARGET", f"{server.address},127.0.0.1:{free_port()}")
+        monkeypatch.setenv("SPATIALSCORE_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("SPATIALSCORE_CA", str(certificates / "authority.pem"))
+        status, text = lines(capsys)
+        assert status == 1 and "takes the token" in text and "nothing listens there" in text
+        status, text = lines(capsys, server.address)
+        assert status == 0 and "certificate for 127.0.0.1 until" in text
+    monkeypatch.delenv("SPATIALSCORE_TARGET")
+    with pytest.raises(SystemExit):
+        main(["check"])
+
+
+class HttpPort(http.server.BaseHTTPRequestHandler):
+    """The server's HTTP port, as far as `check` asks it."""
+
+    authorization = ""
+    rewards = ("spatialscore",)
+    answer: tuple[int, dict[str, Any]] = (200, {"rewards": [0.5]})
+
+    def do_GET(self) -> None:
+        self.say(200 if self.rewards else 503, {"rewards": dict.fromkeys(self.rewards, ["ready"])})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        picture = Image.open(io.BytesIO(base64.b64decode(body["image"][0])))
+        assert picture.getpixel((111, 111)) == (128, 128, 128) and body["prompt"] == ["a grey wall"]
+        known = self.headers["authorization"] == self.authorization or not self.authorization
+        self.say(*(self.answer if known else (401, {"detail": "this server asks for a token"})))
+
+    def say(self, status: int, answer: dict[str, Any]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_the_http_port(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HttpPort) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_port}"
+        status, text = lines(capsys, f"http://{where}")
+        assert status == 0 and "answers with spatialscore" in text and "scored in" in text, text
+        credentials = base64.b64encode(b"trainer:secret").decode()
+        monkeypatch.setattr(HttpPort, "authorization", f"Basic {credentials}")
+        status, text = lines(capsys, f"http://{where}")
+        assert status == 1 and "http://SUBJECT:TOKEN@HOST:PORT" in text
+        status, text = lines(capsys, f"http://trainer:secret@{where}")
+        assert status == 0 and "secret" not in text
+        monkeypatch.setattr(HttpPort, "answer", (200, {"error": "1 of 1 pictures have no score"}))
+        status, text = lines(capsys, f"http://trainer:secret@{where}")
+        assert status == 1 and "FAIL  round trip: a grey picture was not scored: 1 of 1" in text
+        monkeypatch.setattr(HttpPort, "rewards", ())
+        status, text = lines(capsys, f"http://{where}")
+        assert status == 1 and "loading its model or stopping" in text
+        server.shutdown()
+
+
+def test_a_grpc_port_by_its_url(capsys: pytest.CaptureFixture[str], fake: Fake) -> None:
+    status, text = lines(capsys, f"http://{fake.address}")
+    assert status == 0 and "gRPC: a SpatialScore server" in text
 
 
 def test_the_round_trip(capsys: pytest.CaptureFixture[str], fake: Fake) -> None:

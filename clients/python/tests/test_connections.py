@@ -7,6 +7,8 @@ import ipaddress
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from conftest import Sync, numbered
 from fake import Fake
 
 import spatialscore_client as sc
-from spatialscore_client.settings import address, from_environment
+from spatialscore_client.settings import TokenFile, address, from_environment
 
 
 def free_port() -> int:
@@ -352,3 +354,95 @@ def test_the_environment(tmp_path: Path) -> None:
     assert found["token"]() == "second"
     with pytest.raises(ValueError, match="SPATIALSCORE_TARGET"):
         from_environment({})
+
+
+def test_the_token_of_the_environment_is_read_as_the_servers_command_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    named = {"SPATIALSCORE_TARGET": "a:1", "SPATIALSCORE_TOKEN_FILE": str(file)}
+    for text in ("secret", "trainer:secret\n", "# ours\n\n  trainer:secret  \r\n"):
+        file.write_text(text)
+        assert from_environment(named)["token"]() == "secret"
+        direct = {"SPATIALSCORE_TARGET": "a:1", "SPATIALSCORE_TOKEN": text}
+        assert from_environment(direct)["token"] == "secret"
+    for text, words in (
+        ("", "holds no token"),
+        ("a:secret\nb:other", "holds 2 tokens; it must hold one line"),
+        ("two words", "visible ASCII"),
+        ("trainer:", "the token is empty"),
+    ):
+        file.write_text(text)
+        with pytest.raises(sc.ConfigurationError, match=words) as caught:
+            from_environment(named)["token"]()
+        assert "secret" not in str(caught.value) and str(file) in str(caught.value)
+    found = from_environment(
+        {"SPATIALSCORE_TARGET": "ipv4:127.0.0.1:1,127.0.0.2:2", "SPATIALSCORE_PRIORITY": "evaluation"}
+    )
+    assert found == {"target": ["ipv4:127.0.0.1:1,127.0.0.2:2"], "priority": "evaluation"}
+    for wrong in (
+        {"SPATIALSCORE_TIMEOUT": "soon"},
+        {"SPATIALSCORE_TIMEOUT": "-1"},
+        {"SPATIALSCORE_PRIORITY": "high"},
+    ):
+        with pytest.raises(sc.ConfigurationError, match=next(iter(wrong))):
+            from_environment({"SPATIALSCORE_TARGET": "a:1", **wrong})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": None}, "target is None; give host:port"),
+        ({"target": 7}, "target is 7"),
+        ({"target": ["a:1", None]}, "target is None"),
+        ({"target": []}, "target is empty"),
+        ({"target": "a:1,b:2"}, "'a:1,b:2' is not a target"),
+        ({"target": "ipv4:a:1,b:2"}, "'a' is no address; leave ipv4: away"),
+        ({"timeout": None}, "timeout is None; it must be a positive number of seconds"),
+        ({"timeout": "30"}, "timeout is '30'"),
+        ({"timeout": True}, "timeout is True"),
+        ({"token": "secret\n"}, "ends in a blank or a newline"),
+        ({"token": "two words"}, "visible ASCII"),
+        ({"token": ""}, "the token is empty"),
+        ({"token": b"secret"}, "token is a bytes"),
+        ({"tls": "ca.pem"}, "tls is 'ca.pem'"),
+        ({"tls": sc.TLS(ca="/no/such/ca.pem")}, "/no/such/ca.pem cannot be used: No such file"),
+        ({"tls": sc.TLS(ca=__file__.replace("connections", "stream"))}, "holds no certificate in PEM form"),
+        ({"tls": sc.TLS(ca=b"nonsense")}, "holds no certificate"),
+        ({"tls": sc.TLS(cert=b"-----BEGIN CERTIFICATE-----")}, "needs its key"),
+        ({"max_in_flight": "4"}, "max_in_flight is '4'"),
+        ({"stream_window": 1.5}, "stream_window is 1.5"),
+    ],
+)
+def test_what_makes_no_sense_is_said_and_is_nobodys_fault_but_the_callers(arguments: Any, words: str) -> None:
+    for kind in (sc.SpatialScoreClient, sc.AsyncSpatialScoreClient):
+        with pytest.raises(sc.ConfigurationError, match=re.escape(words)):
+            kind(**{"target": "localhost:1", **arguments})
+
+
+def test_a_token_that_goes_wrong_later_is_no_servers_fault(connect: Any, fake: Fake, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret")
+    client = connect(fake.address, token=TokenFile(str(file)))
+    assert len(client.score("prompt", numbered(1))) == 1
+    file.unlink()
+    with pytest.raises(sc.ConfigurationError, match="token: cannot be read: .*No such file"):
+        client.score("prompt", numbered(1))
+    with pytest.raises(sc.ConfigurationError, match="a newline"):
+        connect(fake.address, token=lambda: "secret\n").score("prompt", numbered(1))
+    with pytest.raises(sc.ConfigurationError, match="timeout is 'soon'"):
+        client.score("prompt", numbered(1), timeout="soon")
+
+
+def test_a_certificate_that_is_its_own_authority(connect: Any, tmp_path: Path) -> None:
+    """As the README's two lines make it, and as openssl makes it without the second of them."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl")
+    for more in (["-addext", "basicConstraints=critical,CA:FALSE"], []):
+        command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=scorer"]
+        command += ["-keyout", "key.pem", "-out", "cert.pem", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        subprocess.run([*command, *more], cwd=tmp_path, check=True, capture_output=True)
+        cert = (tmp_path / "cert.pem").read_bytes()
+        pair = ((tmp_path / "key.pem").read_bytes(), cert)
+        with Fake(credentials=grpc.ssl_server_credentials([pair])) as server:
+            for target in (server.address, f"localhost:{server.port}"):
+                assert len(connect(target, tls=sc.TLS(ca=tmp_path / "cert.pem")).score("prompt", numbered(1))) == 1

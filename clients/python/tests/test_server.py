@@ -229,3 +229,38 @@ def test_a_server_that_is_replaced_under_load_costs_no_answer(connect: Any) -> N
         finally:
             for server in second:
                 server.stop()
+
+
+def test_a_server_that_hangs_among_three_costs_no_answer_and_little_time(connect: Any) -> None:
+    pictures = [small(number % 14) for number in range(24)]
+    prompts = [f"a red box above a blue box, {number // 14}" for number in range(24)]
+    with Server() as one, Server() as other, Server() as third:
+        client = connect([one.address, other.address, third.address], timeout=20)
+        table = list(client.score(prompts, pictures, timeout=300))
+        for _ in range(3):
+            assert close(client.score(prompts, pictures, timeout=300), table)
+        other.process.send_signal(signal.SIGSTOP)
+        try:
+            for turn in range(6):
+                start = time.monotonic()
+                if turn % 2:
+                    scores = list(client.score(prompts, pictures))
+                else:
+                    results = client.stream(zip(prompts, pictures, strict=True))
+                    scores = [result.score for result in sorted(results, key=lambda result: result.index)]
+                assert close(scores, table) and time.monotonic() - start < 12
+        finally:
+            other.process.send_signal(signal.SIGCONT)
+
+
+def test_check_at_the_http_port(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("trainer:secret-of-more-than-sixteen-letters\n")
+    with Server(http__listen="127.0.0.1:0", auth__tokens_file=tokens) as server:
+        assert main(["check", server.http]) == 1
+        assert "http://SUBJECT:TOKEN@HOST:PORT" in capsys.readouterr().out
+        assert main(["check", "--token-file", str(tokens), server.http]) == 0
+        url = server.http.replace("http://", "http://trainer:secret-of-more-than-sixteen-letters@")
+        assert main(["check", url]) == 0
+        text = capsys.readouterr().out
+        assert "answers with spatialscore" in text and "over HTTP" in text and "secret" not in text

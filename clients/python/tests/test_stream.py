@@ -36,7 +36,17 @@ def test_an_empty_stream_ends(connect: Any, fake: Fake) -> None:
     assert connect(fake.address).stream([]) == []
 
 
-@pytest.mark.parametrize("fault", [("BREAK", None), ("UNAVAILABLE", None), ("RESOURCE_EXHAUSTED", 0.05)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("BREAK", None),
+        ("UNAVAILABLE", None),
+        ("RESOURCE_EXHAUSTED", 0.05),
+        # What proxies make of a server that drains, or is gone.
+        ("BREAK CANCELLED", None),
+        ("BREAK INTERNAL", None),
+    ],
+)
 def test_what_breaks_is_sent_again(connect: Any, fake: Fake, fault: Any) -> None:
     client = connect(fake.address, stream_window=8)
     client.model()
@@ -62,6 +72,41 @@ def test_an_item_without_a_score_raises_and_is_named(connect: Any, fake: Fake) -
     assert [failure.index for failure in caught.value.failures] == [3]
     with pytest.raises(sc.ItemsFailedError, match="item 1: INVALID_ARGUMENT: is a int"):
         connect(fake.address).stream([pairs(1)[0], ("prompt", 7)])
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (None, "item 2 is a NoneType; give a pair"),
+        (7, "item 2 is a int"),
+        ("ab", "item 2 is a str"),
+        (b"ab", "item 2 is a bytes"),
+        ({"prompt": 1, "image": 2}, "item 2 is a dict"),
+        ({1, 2}, "item 2 is a set"),
+        (("prompt",), "item 2 has 1 parts"),
+        (("prompt", b"", None), "item 2 has 3 parts"),
+        ((None, b"1"), "item 2 has a NoneType as its prompt"),
+        (StopIteration(), "item 2 is a StopIteration"),
+    ],
+)
+def test_what_is_no_item_raises_with_its_place(connect: Any, fake: Fake, item: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        connect(fake.address).stream([*pairs(2), item, *pairs(1)])
+    with pytest.raises(TypeError, match=words.replace("item 2", "item 0")):
+        connect(fake.address).stream(iter([item]))
+
+
+def test_what_an_asynchronous_generator_yields_is_looked_at_too(fake: Fake) -> None:
+    client = Async(fake.address, timeout=10)
+
+    async def draw() -> Any:
+        yield pairs(1)[0]
+        yield None
+        yield pairs(1)[0]
+
+    with pytest.raises(TypeError, match="item 1 is a NoneType"):
+        client.stream(draw())
+    client.close()
 
 
 def test_an_item_that_is_not_answered_in_time_raises(connect: Any) -> None:

@@ -28,11 +28,26 @@ class Failure:
     """What was said."""
     retry_after: float | None = None
     """Seconds to wait, where the server said so."""
+    silent: bool = False
+    """Whether the server said nothing at all."""
+    explained: bool = True
+    """Whether it has the details that the server gives each of its own."""
 
     @property
     def retryable(self) -> bool:
         """Whether the same call may be sent again: nobody took it, or the server said when to come back."""
         return self.code == "UNAVAILABLE" or (self.code == "RESOURCE_EXHAUSTED" and self.retry_after is not None)
+
+    @property
+    def vague(self) -> bool:
+        """Whether it is what a proxy, or gRPC itself, made of a connection that broke. Scoring twice does no harm, so
+        the call may be sent again; a few times, for it may be a proxy's refusal too."""
+        return self.code in ("CANCELLED", "INTERNAL", "UNKNOWN") and not self.explained
+
+
+def silence(seconds: float) -> Failure:
+    """The failure of a server that said nothing for so long."""
+    return Failure("UNAVAILABLE", f"no answer within {seconds:g} s, not even to what it serves", silent=True)
 
 
 def failure(code: str, message: str | None, metadata: Iterable[tuple[str, str | bytes]] | None) -> Failure:
@@ -43,7 +58,7 @@ def failure(code: str, message: str | None, metadata: Iterable[tuple[str, str | 
         parsed.MergeFromString(details if isinstance(details, bytes) else b"")
     except Exception:  # DecodeError; whatever a proxy wrote there, the code and the message still hold.
         parsed.Clear()
-    return Failure(code, message or "", _retry_after(parsed))
+    return Failure(code, message or "", _retry_after(parsed), explained=bool(details))
 
 
 def item_failure(index: int, error: status.Status) -> ItemFailure:

@@ -3,7 +3,8 @@ the two clients, one with threads and one with asyncio."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,6 +18,19 @@ from .scores import ModelInfo, Score
 
 Method = Literal["Score", "GetModel"]
 T = TypeVar("T")
+# How often a call is sent again after a failure of which nobody knows what it means.
+_VAGUE = 3
+
+
+class Flight(Protocol):
+    """A request that is under way."""
+
+    endpoint: Endpoint
+    answer: Any
+    """The response or its Failure, once `Land` has named it."""
+
+    def cancel(self) -> None:
+        """Ends it, if it has not ended."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +44,40 @@ class Send:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """Send a request; its Flight comes back at once. It is given up where its server turns out to be silent."""
+
+    endpoint: Endpoint
+    method: Method
+    request: Any
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Land:
+    """Wait for one of several flights: it comes back, or None after so many seconds."""
+
+    flights: list[Any]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask an endpoint what it serves, and tell `told` what came of it. Nobody waits for that."""
+
+    endpoint: Endpoint
+    timeout: float
+    told: Callable[[Failure | None], None]
+
+
+@dataclass(frozen=True)
 class Wait:
     """Do nothing for so many seconds."""
 
     seconds: float
 
 
-Steps = Generator[Send | Wait, Any, T]
+Steps = Generator[Send | Begin | Land | Ask | Wait, Any, T]
 
 
 class TimeLeft(Protocol):
@@ -55,47 +96,97 @@ class Attempts:
         self._endpoints = endpoints
         self._deadline = deadline
         self._made = 0
-        self._last: tuple[Endpoint, Failure] | None = None
+        self._vague = 0
+        self._last: tuple[str, Failure] | None = None
 
     def next(self, *, ask: bool = False) -> Steps[Endpoint]:
         """Where to try now, after the rest it needs, and after it was asked what it serves, if it was not before or
         `ask` wants to know it anew. Raises CallError where the deadline leaves no time for it."""
         while True:
-            endpoint = self._endpoints.pick()
+            endpoint = yield from self._pick()
+            for suspect in self._endpoints.suspects():
+                yield Ask(suspect, self._endpoints.patience(), self._told_of(suspect))
             pause = endpoint.pause() if self._last else 0.0
-            self._check_time(endpoint, pause)
+            self._check_time(endpoint.address, pause)
+            self._say(endpoint, pause)
             if pause > 0:
                 yield Wait(pause)
             if endpoint.verified and not ask:
                 return endpoint
-            found = yield Send(endpoint, "GetModel", pb.GetModelRequest(), self._deadline.left())
+            left, patience = self._deadline.left(), self._endpoints.patience(self._made)
+            found = yield Send(endpoint, "GetModel", pb.GetModelRequest(), min(left, patience))
             if not isinstance(found, Failure):
                 self._endpoints.verify(endpoint, answers.model(found))
+                endpoint.heard = time.monotonic()
                 return endpoint
+            if found.code == "DEADLINE_EXCEEDED" and patience < left:
+                found = answers.silence(patience)
             self.failed(endpoint, found)
 
-    def _check_time(self, endpoint: Endpoint, pause: float) -> None:
+    def _pick(self) -> Steps[Endpoint]:
+        """Whose turn it is; waits until names are resolved."""
+        wait = 0.001
+        while True:
+            self._endpoints.refresh()
+            endpoint = self._endpoints.pick()
+            if endpoint is not None:
+                return endpoint
+            unknown = self._endpoints.unknown()
+            if unknown is not None and unknown.message:
+                self._last, self._made = ("", unknown), self._made + (self._last is None)
+                self._endpoints.notices.say("names", f"{unknown.message}; {self._deadline.left():.0f} s are left")
+            self._check_time("", wait if self._last else 0.0)
+            yield Wait(wait)
+            wait = min(2 * wait, 0.1)
+
+    def _told_of(self, suspect: Endpoint) -> Callable[[Failure | None], None]:
+        def told(failure: Failure | None) -> None:
+            if failure is None:
+                # What it serves is asked by the call that takes it, which can raise.
+                self._endpoints.answered(suspect)
+            else:
+                silent = failure.code == "DEADLINE_EXCEEDED"
+                self._endpoints.failed(suspect, answers.silence(self._endpoints.patience()) if silent else failure)
+
+        return told
+
+    def _say(self, endpoint: Endpoint, pause: float) -> None:
+        if self._last:
+            where, failure = self._last
+            here = "again" if endpoint.address == where else endpoint.address
+            when = f"in {pause:.1f} s" if pause else "now"
+            self._endpoints.notices.say(
+                where,
+                f"{where}: {failure.code}: {failure.message}; trying {here} {when}, "
+                f"{self._deadline.left():.0f} s of {self._deadline.timeout:g} s are left",
+            )
+
+    def _check_time(self, address: str, pause: float) -> None:
         left, timeout = self._deadline.left(), self._deadline.timeout
         if self._last and pause >= left:
             where, failure = self._last
             text = f"{failure.message} (no time for another attempt within {timeout:g} s)"
-            raise call_error(failure.code, text, where.address, self._made)
+            raise call_error(failure.code, text, where, self._made)
         if left <= 0:
             text = f"the timeout of {timeout:g} s passed"
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", text, target=endpoint.address)
+            raise DeadlineExceededError("DEADLINE_EXCEEDED", text, target=address)
 
     def failed(self, endpoint: Endpoint, failure: Failure) -> None:
         """Takes note of a failure. Raises CallError at once for what is not to be tried again."""
         self._made += 1
-        self._last = endpoint, failure
-        if not failure.retryable:
-            raise call_error(failure.code, failure.message, endpoint.address, self._made)
-        self._endpoints.failed(endpoint, failure)
+        self._last = endpoint.address, failure
+        self._vague += failure.vague
+        if failure.retryable or (failure.vague and self._vague <= _VAGUE):
+            self._endpoints.failed(endpoint, failure)
+            return
+        if failure.code == "DEADLINE_EXCEEDED":
+            self._endpoints.failed(endpoint, failure)
+        raise call_error(failure.code, failure.message, endpoint.address, self._made)
 
     def answered(self, endpoint: Endpoint) -> None:
         """Takes note that an endpoint works: what failed before does not count any more."""
         self._endpoints.answered(endpoint)
-        self._made, self._last = 0, None
+        self._made, self._vague, self._last = 0, 0, None
 
 
 def model(endpoints: Endpoints, deadline: Deadline, *, ask: bool = False) -> Steps[ModelInfo]:
@@ -107,15 +198,37 @@ def model(endpoints: Endpoints, deadline: Deadline, *, ask: bool = False) -> Ste
 
 
 def score(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[list[Score | ItemFailure]]:
-    """The results of one request."""
+    """The results of one request.
+
+    An attempt that takes half of the time that is left is not given up, for it may stand in a long queue; but the
+    same is asked of another server, and whoever answers first is taken. Scoring twice gives the same.
+    """
     attempts = Attempts(endpoints, deadline)
-    while True:
-        endpoint = yield from attempts.next()
-        answer = yield Send(endpoint, "Score", batch.request, deadline.left())
-        if not isinstance(answer, Failure):
-            attempts.answered(endpoint)
-            return answers.results(answer, batch.start, len(batch.request.items), endpoint.address)
-        attempts.failed(endpoint, answer)
+    flights: list[Flight] = []
+    try:
+        while True:
+            if not flights:
+                endpoint = yield from attempts.next()
+                flights.append((yield Begin(endpoint, "Score", batch.request, deadline.left())))
+            share = max(0.1, deadline.left() / 2) if len(flights) == 1 and endpoints.several else None
+            flight = yield Land(flights, share)
+            if flight is None:
+                other = endpoints.spare(flights[0].endpoint)
+                if other is not None:
+                    flights.append((yield Begin(other, "Score", batch.request, deadline.left())))
+                continue
+            flights.remove(flight)
+            answer = flight.answer
+            if isinstance(answer, Failure):
+                attempts.failed(flight.endpoint, answer)
+                continue
+            attempts.answered(flight.endpoint)
+            for late in flights:
+                endpoints.failed(late.endpoint, Failure("DEADLINE_EXCEEDED", "another answered first"))
+            return answers.results(answer, batch.start, len(batch.request.items), flight.endpoint.address)
+    finally:
+        for each in flights:
+            each.cancel()
 
 
 def merge(results: dict[int, Score | ItemFailure], count: int) -> list[Score]:

@@ -6,8 +6,9 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 
@@ -15,7 +16,8 @@ from . import answers
 from ._proto import spatialscore as pb
 from .base import SERVICE
 from .client import failure_of
-from .errors import ItemFailure, SpatialScoreError
+from .door import Door
+from .errors import ConfigurationError, Finding, ItemFailure, SpatialScoreError
 from .scores import ModelInfo
 from .settings import TLS, Settings, address, host_and_port, pem
 
@@ -23,10 +25,6 @@ T = TypeVar("T")
 # The picture of the round trip: grey, the smallest that every checkpoint of this family takes as it is.
 _SIDE = 112
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "HTTPS_PROXY", "HTTP_PROXY")
-
-
-class Finding(Exception):
-    """What is wrong, and what to do about it."""
 
 
 def check(settings: Settings, target: str, report: Callable[[str], None]) -> bool:
@@ -42,10 +40,17 @@ def check(settings: Settings, target: str, report: Callable[[str], None]) -> boo
 
 def _steps(settings: Settings, target: str) -> Iterator[str]:
     timeout = min(settings.timeout, 10.0)
-    name, _ = address(target)
+    url = urlsplit(target)
+    name, _ = address(without_token(target))
     if name.startswith("dns:///"):
         host, port = host_and_port(name.removeprefix("dns:///"))
-        yield from _network(settings, host, port, timeout)
+        where = yield from _network(settings, host, port, timeout)
+        if url.scheme in ("http", "https"):
+            door = Door(url, _token(settings), _context(settings.tls, "http/1.1") if settings.tls else None, timeout)
+            if door.is_there():
+                yield from door.steps()
+                return
+        yield _transport(settings, host, where, timeout)
     else:
         yield f"target: {name}, left to gRPC to resolve"
     options, tls = settings.options(), settings.tls
@@ -68,11 +73,21 @@ def _steps(settings: Settings, target: str) -> Iterator[str]:
         yield caller.round_trip()
 
 
+def without_token(target: str) -> str:
+    """A target without the subject and the token that a URL of the HTTP port may have."""
+    scheme, marker, rest = target.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if marker else target
+
+
+def _token(settings: Settings) -> str | None:
+    return settings.token() if callable(settings.token) else settings.token
+
+
 def _who(settings: Settings) -> str:
     return ", and takes the token" if settings.token is not None else ", without a token"
 
 
-def _network(settings: Settings, host: str, port: int, timeout: float) -> Iterator[str]:
+def _network(settings: Settings, host: str, port: int, timeout: float) -> Generator[str, None, Any]:
     set_proxies = [name for name in _PROXIES if os.environ.get(name)]
     if set_proxies and not settings.use_proxy:
         yield f"proxy: {', '.join(set_proxies)} set, and ignored"
@@ -108,7 +123,7 @@ def _network(settings: Settings, host: str, port: int, timeout: float) -> Iterat
     yield f"port: {port} answers on {len(reached)} of {len(addresses)} addresses in {reached[0][1] * 1e3:.1f} ms"
     if trouble:
         yield f"      but {trouble}"
-    yield _transport(settings, host, reached[0][0], timeout)
+    return reached[0][0]
 
 
 def _transport(settings: Settings, host: str, where: Any, timeout: float) -> str:
@@ -118,8 +133,8 @@ def _transport(settings: Settings, host: str, where: Any, timeout: float) -> str
         return "TLS: not used"
     name = settings.tls.server_name or host
     try:
-        context = _context(settings.tls)
-    except (OSError, ssl.SSLError) as error:
+        context = _context(settings.tls, "h2")
+    except (ConfigurationError, OSError, ssl.SSLError) as error:
         raise Finding(f"TLS: the certificate or key given here cannot be used: {error}") from None
     try:
         with (
@@ -145,10 +160,10 @@ def _transport(settings: Settings, host: str, where: Any, timeout: float) -> str
     return f"TLS: {version}, certificate for {name} until {until.get('notAfter', 'unknown')}"
 
 
-def _context(tls: TLS) -> ssl.SSLContext:
-    authority = pem(tls.ca)
+def _context(tls: TLS, protocol: str) -> ssl.SSLContext:
+    authority = pem(tls.ca, "CERTIFICATE")
     context = ssl.create_default_context(cadata=authority.decode() if authority else None)
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     if tls.cert is not None and not isinstance(tls.cert, bytes) and not isinstance(tls.key, bytes):
         context.load_cert_chain(tls.cert, tls.key)
     return context
@@ -177,8 +192,8 @@ class _Caller:
         self._timeout = settings.timeout
         try:
             self._metadata = settings.metadata(None)
-        except OSError as error:
-            raise Finding(f"token: cannot be read: {error}") from None
+        except ConfigurationError as error:
+            raise Finding(str(error)) from None
 
     def model(self) -> ModelInfo:
         response = self._call("GetModel", pb.GetModelRequest(), pb.GetModelResponse)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -14,15 +16,17 @@ from . import answers, calls, plan
 from ._proto import spatialscore as pb
 from .answers import Failure
 from .base import SERVICE, UNARY, BaseClient
-from .calls import Attempts, Send, Steps
-from .endpoints import Endpoint
-from .errors import ItemFailure, SpatialScoreError
+from .calls import Ask, Attempts, Begin, Land, Send, Steps
+from .endpoints import Endpoint, Watch, tell
+from .errors import ConfigurationError, ItemFailure, SpatialScoreError
 from .images import Pictures
 from .plan import Batch
 from .scores import ModelInfo, Score, Scores, StreamedScore
 from .stream import Pending, StreamItem
 
 T = TypeVar("T")
+# What an iterator that is at its end gives; a caller's own None is an item, and refused.
+_END: Any = object()
 
 
 class SpatialScoreClient(BaseClient):
@@ -59,7 +63,9 @@ class SpatialScoreClient(BaseClient):
                 return call.run(calls.score(self._endpoints, deadline, batch))
 
             results = _overlapped(score, batches, self._settings.max_in_flight, call.cancel)
-        return Scores(calls.merge(results, len(items)))
+        scores = calls.merge(results, len(items))
+        self._look_at_groups(items, scores)
+        return Scores(scores)
 
     def score_stream(
         self, items: Iterable[StreamItem], *, timeout: float | None = None, traceparent: str | None = None
@@ -82,10 +88,11 @@ class SpatialScoreClient(BaseClient):
             return call.run(calls.model(self._endpoints, self._deadline(timeout), ask=True))
 
     def close(self) -> None:
-        """Closes the connections. The client may be used again, and connects anew."""
+        """Closes the connections, which ends what is under way. The client may be used again, and connects anew."""
         with self._lock:
+            self._closings += 1
             channels, self._channels = self._channels, {}
-        for channel in channels.values():
+        for _, channel in channels.values():
             channel.close()
 
     def __enter__(self) -> SpatialScoreClient:
@@ -95,17 +102,82 @@ class SpatialScoreClient(BaseClient):
         self.close()
 
     def _channel(self, endpoint: Endpoint) -> grpc.Channel:
+        channel: grpc.Channel | None
         with self._lock:
-            channel = self._channels.get(endpoint.address)
-            if channel is None:
-                options, tls = self._settings.options(), self._settings.tls
-                channel = (
-                    grpc.secure_channel(endpoint.address, tls.credentials(), options)
-                    if tls
-                    else grpc.insecure_channel(endpoint.address, options)
-                )
-                self._channels[endpoint.address] = channel
-            return channel
+            number, channel = self._channels.get(endpoint.target, (None, None))
+            stale = None if number == endpoint.connections else channel
+            if channel is None or stale is not None:
+                target, options, tls = self._connection(endpoint)
+                channel = grpc.secure_channel(target, tls, options) if tls else grpc.insecure_channel(target, options)
+                self._channels[endpoint.target] = endpoint.connections, channel
+        if stale is not None:
+            stale.close()
+        return channel
+
+    def _ask(self, endpoint: Endpoint, timeout: float, told: Callable[[Failure | None], None]) -> None:
+        """Asks an endpoint what it serves; `told` hears what came of it, in a thread of gRPC's."""
+        request, response = UNARY["GetModel"]
+
+        def done(future: Any) -> None:
+            if future.cancelled():
+                told(Failure("CANCELLED", "its connection was closed"))
+            else:
+                error = future.exception()
+                told(None if error is None else failure_of(error))
+
+        try:
+            metadata = self._settings.metadata(None)
+        except ConfigurationError as error:
+            told(Failure("UNAUTHENTICATED", str(error)))
+            return
+
+        def begin(channel: grpc.Channel) -> Any:
+            method = channel.unary_unary(f"{SERVICE}/GetModel", request.SerializeToString, response.FromString)
+            return method.future(request(), timeout=timeout, metadata=metadata)
+
+        self._on_channel(endpoint, begin).add_done_callback(done)
+
+    def _on_channel(self, endpoint: Endpoint, begin: Callable[[grpc.Channel], T]) -> T:
+        """Begins a call on an endpoint's channel; on the next one where another thread closes that at this moment."""
+        for _ in range(3):
+            try:
+                return begin(self._channel(endpoint))
+            except ValueError as error:
+                if "closed channel" not in str(error):
+                    raise
+        return begin(self._channel(endpoint))
+
+    def _keep_watch(self) -> None:
+        """Looks for silent servers while anything waits for one."""
+        with self._lock:
+            if self._watching:
+                return
+            self._watching = True
+        threading.Thread(target=_watch, args=(self, self._watch), name="spatialscore-watch", daemon=True).start()
+
+
+def _watch(client: SpatialScoreClient, watch: Watch) -> None:
+    while True:
+        time.sleep(watch.interval)
+        with client._lock:
+            if not watch:
+                client._watching = False
+                return
+        patience = client._endpoints.patience()
+        for endpoint in watch.look():
+            client._ask(endpoint, patience, functools.partial(tell, watch, endpoint, patience))
+
+
+class _Flight:
+    """A request that is under way, for `calls`."""
+
+    def __init__(self, endpoint: Endpoint, future: Any) -> None:
+        self.endpoint = endpoint
+        self.answer: Any = None
+        self.future = future
+
+    def cancel(self) -> None:
+        self.future.cancel()
 
 
 class _Call:
@@ -113,6 +185,7 @@ class _Call:
 
     def __init__(self, client: SpatialScoreClient, traceparent: str | None) -> None:
         self._client = client
+        self._closings = client._closings
         # Read in the caller's own thread: that is where its trace is current.
         self.metadata = client._settings.metadata(traceparent)
         self._cancelled = threading.Event()
@@ -133,38 +206,88 @@ class _Call:
         for future in under_way:
             future.cancel()
 
+    def check_open(self) -> None:
+        """Raises SpatialScoreError where the client was closed meanwhile."""
+        self._client._check_open(self._closings)
+
     def run(self, steps: Steps[T]) -> T:
         """Does what a call's logic asks for, until it is over."""
+        landed: queue.SimpleQueue[tuple[_Flight, Any]] = queue.SimpleQueue()
         answer: Any = None
+        try:
+            while True:
+                try:
+                    step = steps.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = None
+                self.check_open()
+                if isinstance(step, Send):
+                    flight = self._begin(step, landed, watched=False)
+                    answer = (self._land([flight], None, landed) or flight).answer
+                elif isinstance(step, Begin):
+                    answer = self._begin(step, landed, watched=True)
+                elif isinstance(step, Land):
+                    answer = self._land(step.flights, step.seconds, landed)
+                elif isinstance(step, Ask):
+                    self._client._ask(step.endpoint, step.timeout, step.told)
+                elif self._cancelled.wait(step.seconds):
+                    raise SpatialScoreError("the call was cancelled")
+        finally:
+            steps.close()
+
+    def _begin(self, step: Send | Begin, landed: queue.SimpleQueue[Any], *, watched: bool) -> _Flight:
+        request, response = UNARY[step.method]
+
+        def begin(channel: grpc.Channel) -> Any:
+            method = channel.unary_unary(f"{SERVICE}/{step.method}", request.SerializeToString, response.FromString)
+            return method.future(step.request, timeout=step.timeout, metadata=self.metadata)
+
+        future = self._client._on_channel(step.endpoint, begin)
+        flight = _Flight(step.endpoint, future)
+        self.watch(future)
+        watch = self._client._watch
+        place = (
+            watch.add(step.endpoint, lambda: True, lambda failure: landed.put((flight, failure)), step.timeout)
+            if watched
+            else None
+        )
+
+        def done(_: Any) -> None:
+            if place is not None:
+                watch.remove(place)
+            with self._lock:
+                self._under_way.discard(future)
+            landed.put((flight, None))
+
+        future.add_done_callback(done)
+        if watched:
+            self._client._keep_watch()
+        return flight
+
+    def _land(self, flights: list[_Flight], seconds: float | None, landed: queue.SimpleQueue[Any]) -> _Flight | None:
+        end = None if seconds is None else time.monotonic() + seconds
         while True:
             try:
-                step = steps.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            if isinstance(step, Send):
-                answer = self._send(step)
-            else:
-                answer = None
-                if self._cancelled.wait(step.seconds):
-                    raise SpatialScoreError("the call was cancelled")
+                flight, failure = landed.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                return None
+            # Others have been answered for already.
+            if flight in flights:
+                flight.answer = failure or self._answer(flight.future)
+                flight.cancel()
+                return cast(_Flight, flight)
 
-    def _send(self, step: Send) -> Any:
-        request, response = UNARY[step.method]
-        method = self._client._channel(step.endpoint).unary_unary(
-            f"{SERVICE}/{step.method}", request.SerializeToString, response.FromString
-        )
-        future = method.future(step.request, timeout=step.timeout, metadata=self.metadata)
-        self.watch(future)
+    def _answer(self, future: Any) -> Any:
         try:
             return future.result()
         except grpc.RpcError as error:
             return failure_of(error)
         except grpc.FutureCancelledError as error:
-            raise SpatialScoreError("the call was cancelled") from error
-        finally:
-            with self._lock:
-                self._under_way.discard(future)
+            if self._cancelled.is_set():
+                raise SpatialScoreError("the call was cancelled") from error
+            return Failure("UNAVAILABLE", "its connection was given up")
 
     def watch(self, future: Any) -> None:
         """Has something cancelled when the call ends."""
@@ -218,6 +341,7 @@ class _Pump:
         self._pending = pending
         self._items = items
         self._exhausted = False
+        self._silent_since = 0.0
 
     def run(self) -> Iterator[StreamedScore]:
         """The results. Opens a stream again after a failure that allows it."""
@@ -227,19 +351,27 @@ class _Pump:
             failure = yield from self._connection(endpoint, attempts)
             if failure is None:
                 return
+            self._call.check_open()
             attempts.failed(endpoint, failure)
 
     def _connection(self, endpoint: Endpoint, attempts: Attempts) -> Generator[StreamedScore, None, Failure | None]:
         """The results of one connection, and at its end why it broke, if it did."""
         outbox: queue.SimpleQueue[pb.ScoreStreamRequest | None] = queue.SimpleQueue()
         inbox: queue.SimpleQueue[pb.ScoreStreamResponse | Failure] = queue.SimpleQueue()
-        method = self._client._channel(endpoint).stream_stream(
-            f"{SERVICE}/ScoreStream", pb.ScoreStreamRequest.SerializeToString, pb.ScoreStreamResponse.FromString
-        )
-        stream = method(iter(outbox.get, None), metadata=self._call.metadata)
+
+        def begin(channel: grpc.Channel) -> Any:
+            method = channel.stream_stream(
+                f"{SERVICE}/ScoreStream", pb.ScoreStreamRequest.SerializeToString, pb.ScoreStreamResponse.FromString
+            )
+            return method(iter(outbox.get, None), metadata=self._call.metadata)
+
+        stream = self._client._on_channel(endpoint, begin)
         self._call.watch(stream)
         reader = threading.Thread(target=_read, args=(stream, inbox), name="spatialscore", daemon=True)
         reader.start()
+        place = self._client._watch.add(endpoint, self._pending.waits, inbox.put, self._pending.timeout)
+        self._client._keep_watch()
+        self._silent_since = self._pending.now()
         for message in self._pending.messages():
             outbox.put(message)
         if self._exhausted:
@@ -253,8 +385,11 @@ class _Pump:
                     if isinstance(outcome, Failure):
                         return outcome
                     attempts.answered(endpoint)
+                    self._silent_since = self._pending.now()
+                    place.since = time.monotonic()
                     yield outcome
         finally:
+            self._client._watch.remove(place)
             outbox.put(None)
             if self._pending:
                 stream.cancel()
@@ -266,8 +401,8 @@ class _Pump:
         if self._exhausted or len(self._pending) >= self._client._settings.stream_window:
             return False
         with self._pending.paused():
-            item = next(self._items, None)
-        if item is None:
+            item = next(self._items, _END)
+        if item is _END:
             self._exhausted = True
             outbox.put(None)
             return False
@@ -280,11 +415,21 @@ class _Pump:
         """The answers that have come. Waits for one where nothing more can be sent before."""
         if self._exhausted or len(self._pending) >= self._client._settings.stream_window:
             try:
-                yield inbox.get(timeout=max(0.0, self._pending.left()))
+                yield inbox.get(timeout=max(0.0, min(self._pending.left(), self._share())))
             except queue.Empty:
-                raise self._pending.overdue(endpoint.address) from None
+                if self._pending.left() > 0 and self._share() <= 0:
+                    if self._client._endpoints.spare(endpoint):
+                        yield self._pending.mute()
+                        return
+                    self._silent_since = self._pending.now()
+                elif self._pending.left() <= 0:
+                    raise self._pending.overdue(endpoint.address) from None
         while not inbox.empty():
             yield inbox.get()
+
+    def _share(self) -> float:
+        """Seconds that this connection still has to answer anything."""
+        return self._silent_since + self._pending.share - self._pending.now()
 
 
 def _read(stream: Any, inbox: queue.SimpleQueue[Any]) -> None:

@@ -14,6 +14,14 @@ class SpatialScoreError(Exception):
     """The root of everything that this package raises about scoring."""
 
 
+class ConfigurationError(SpatialScoreError, ValueError):
+    """What the client was told makes no sense, or a file that it names cannot be used. No server was asked."""
+
+
+class Finding(Exception):
+    """What `check` finds to be wrong, and what to do about it."""
+
+
 @dataclass(frozen=True)
 class ItemFailure:
     """Why one item has no score."""

@@ -29,17 +29,26 @@ class Pending:
         self._priority = plan.wire(priority)
         self._count = 0
         self._away = 0.0
+        self._paused = False
         self._items: dict[str, tuple[pb.ScoreStreamRequest, float]] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
+    def waits(self) -> bool:
+        """Whether a server owes an answer that somebody waits for."""
+        return bool(self._items) and not self._paused
+
     def add(self, item: StreamItem) -> pb.ScoreStreamRequest:
         """The next item of the caller's iterable. Raises ItemsFailedError, TypeError."""
+        index = self._count
+        if not isinstance(item, Sequence) or isinstance(item, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"item {index} is a {type(item).__name__}; give a pair: (prompt, picture)")
+        if len(item) != 2:
+            raise TypeError(f"item {index} has {len(item)} parts; give a pair: (prompt, picture)")
         prompt, picture = item
         if not isinstance(prompt, str):
-            raise TypeError(f"item {self._count} has a {type(prompt).__name__} as its prompt, not a str")
-        index = self._count
+            raise TypeError(f"item {index} has a {type(prompt).__name__} as its prompt, not a str")
         try:
             checked = plan.Item(prompt, source(picture))
             if refused := plan.check(index, checked, self._limits):
@@ -54,7 +63,7 @@ class Pending:
             text = f"takes {message.ByteSize()} bytes; the server takes messages of {self._limits.max_message_bytes}"
             raise ItemsFailedError([plan.refusal(index, text)], [])
         self._count += 1
-        self._items[message.id] = message, self._now() + self.timeout
+        self._items[message.id] = message, self.now() + self.timeout
         return message
 
     def messages(self) -> list[pb.ScoreStreamRequest]:
@@ -63,24 +72,36 @@ class Pending:
 
     def left(self) -> float:
         """Seconds until the item that was added first is overdue; all of the timeout where there is none."""
-        _, end = next(iter(self._items.values()), (None, self._now() + self.timeout))
-        return end - self._now()
+        _, end = next(iter(self._items.values()), (None, self.now() + self.timeout))
+        return end - self.now()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While the caller makes the next item, nobody waits: that time is not the server's."""
         start = time.monotonic()
+        self._paused = True
         try:
             yield
         finally:
             self._away += time.monotonic() - start
+            self._paused = False
+
+    @property
+    def share(self) -> float:
+        """Seconds without any answer after which a stream is tried elsewhere, where there is another server."""
+        return self.timeout / 2
+
+    def mute(self) -> Failure:
+        """Why it is."""
+        return Failure("UNAVAILABLE", f"the stream answered nothing for {self.share:g} s")
 
     def overdue(self, target: str) -> DeadlineExceededError:
         """What to raise once an item is."""
         text = f"item {next(iter(self._items), '')} was not answered within {self.timeout:g} s"
         return DeadlineExceededError("DEADLINE_EXCEEDED", text, target=target)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """The time that servers have had."""
         return time.monotonic() - self._away
 
     def accept(self, response: pb.ScoreStreamResponse, target: str) -> StreamedScore | Failure:

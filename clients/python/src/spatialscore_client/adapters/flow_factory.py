@@ -5,8 +5,9 @@
         reward_model: spatialscore_client.adapters.flow_factory.SpatialScoreReward
         target: scorer:50051
 
-Keys of `rewards` that Flow-Factory does not know come here: `target`, `token`, `timeout`, `codec` are those of
-SpatialScoreClient. Without a target the environment names it.
+Keys of `rewards` that Flow-Factory does not know come here, and are those of SpatialScoreClient: `target`, `timeout`,
+`priority`, `token_file`, `ca` and so on; one that is not known there either is an error. The environment says what is
+not given.
 """
 
 from __future__ import annotations
@@ -19,12 +20,9 @@ from ..client import SpatialScoreClient
 from ..rewards import win_probability
 from .plain import client_of
 
-_OPTIONS = ("token", "timeout", "codec", "max_in_flight")
-
 
 def _client(config: Any) -> SpatialScoreClient:
-    extra = config.extra_kwargs
-    return client_of(extra.get("target"), **{name: extra[name] for name in _OPTIONS if name in extra})
+    return client_of(**config.extra_kwargs)
 
 
 class SpatialScoreReward(PointwiseRewardModel):  # type: ignore[misc]

@@ -1,7 +1,8 @@
 """flow_grpo: a reward for `multi_score`, as in yifan123/flow_grpo at ac4c86e8, flow_grpo/rewards.py.
 
 Add `"spatialscore": spatialscore` to the dictionary `score_functions` there, and `{"spatialscore": 1.0}` to the
-configuration's `reward_fn`. The server is SPATIALSCORE_TARGET.
+configuration's `reward_fn`. The server is SPATIALSCORE_TARGET; an evaluation's process has
+SPATIALSCORE_PRIORITY=evaluation.
 """
 
 from __future__ import annotations

@@ -74,6 +74,10 @@ async def spatialscore_async(
     return scores.means
 
 
+# TRL logs a reward by the name of the function within: both are one reward.
+spatialscore_async.__name__ = spatialscore.__name__
+
+
 def _named(function: functools.partial[Any]) -> functools.partial[Any]:
     # Before 1.0, TRL took the name of its logs from here.
     function.__name__ = "spatialscore"  # type: ignore[attr-defined]

@@ -27,12 +27,13 @@ class SpatialScoreBackend(RewardBackend):  # type: ignore[misc]
 
     input_kind = "image"
 
-    def __init__(self, target: str | list[str] | None = None, timeout: float = 120.0, **options: Any) -> None:
+    def __init__(self, target: str | list[str] | None = None, **options: Any) -> None:
         # What the base class knows of is its own; the rest is SpatialScoreClient's.
         own = {name: options.pop(name) for name in ("batch_size", "prompt_source") if name in options}
-        super().__init__(model_name="spatialscore", timeout=timeout, **own)
         targets = target if target is None or isinstance(target, str) else list(target)
-        self.client = client_of(targets, timeout=timeout, **options)
+        client = client_of(targets, **options)
+        super().__init__(model_name="spatialscore", timeout=client.timeout, **own)
+        self.client = client
 
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
         """The rewards of a request's pictures, in order."""
