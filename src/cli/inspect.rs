@@ -12,10 +12,10 @@ use tch::{Device, Kind};
 
 use super::fail;
 use crate::model::Blueprint;
+use crate::model::backbone::Config;
 use crate::model::checkpoint::{
     BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
 };
-use crate::model::qwen2_5_vl::Config;
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
 /// Sides of the pictures whose cost is told.

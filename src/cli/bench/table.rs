@@ -8,7 +8,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use super::{Arguments, Subject, median};
 use crate::device;
-use crate::model::qwen2_5_vl::{Config, forward_flops};
+use crate::model::backbone::{Config, forward_flops};
 use crate::model::{Patches, Sample};
 use crate::processor::{Picture, smart_resize};
 

@@ -2,10 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::activations::Activations;
 use super::batch::VisionBatch;
 use super::config::VisionConfig;
-use super::probe::Probe;
-use super::segments::Segments;
+use super::varlen_attention::Segments;
 use crate::model::Normalisation;
 use crate::model::checkpoint::{CheckpointError, Weights};
 use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate, turns};
@@ -44,9 +44,9 @@ impl VisionTower {
     }
 
     /// `[visual tokens, width of the decoder]`, in the order of the batch.
-    pub fn forward(&self, batch: &VisionBatch, probe: &mut Probe) -> Tensor {
+    pub fn forward(&self, batch: &VisionBatch, activations: &mut Activations) -> Tensor {
         let mut x = self.patch_embed.forward(&batch.pixels);
-        probe.see("vision.patch_embed", || in_natural_order(&x, &batch.natural));
+        activations.see("vision.patch_embed", || in_natural_order(&x, &batch.natural));
 
         // Angles of the row for the first half of the pairs, of the column for the second.
         let angles = batch.positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
@@ -54,10 +54,10 @@ impl VisionTower {
         for (n, block) in self.blocks.iter().enumerate() {
             let segments = if block.attends_to_all { &batch.pictures } else { &batch.windows };
             x = block.forward(x, &turns, segments);
-            probe.see(&format!("vision.blocks.{n}"), || in_natural_order(&x, &batch.natural));
+            activations.see(&format!("vision.blocks.{n}"), || in_natural_order(&x, &batch.natural));
         }
         let visual = self.merger.forward(&x);
-        probe.see("vision.merger", || {
+        activations.see("vision.merger", || {
             let unit = self.merger.merge_unit;
             let tokens: Vec<i64> =
                 batch.natural.iter().step_by(unit as usize).map(|patch| patch / unit).collect();

@@ -2,10 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::activations::Activations;
 use super::batch::TextBatch;
 use super::config::TextConfig;
-use super::probe::Probe;
-use super::segments::Segments;
+use super::varlen_attention::Segments;
 use super::vision::inverse_frequencies;
 use crate::model::checkpoint::{CheckpointError, Weights};
 use crate::model::layers::{GatedMlp, Linear, RmsNorm, rotate, turns};
@@ -48,12 +48,12 @@ impl Decoder {
     /// The hidden state of each sample's last token, `[samples, width]`, normed.
     ///
     /// `visual` are the visual tokens, `[visual tokens, width]`, in the order of [`TextBatch::visual_rows`].
-    pub fn forward(&self, batch: &TextBatch, visual: &Tensor, probe: &mut Probe) -> Tensor {
+    pub fn forward(&self, batch: &TextBatch, visual: &Tensor, activations: &mut Activations) -> Tensor {
         let mut x = self.embeddings.index_select(0, &batch.input_ids);
         x = x.index_copy_(0, &batch.visual_rows, visual);
-        probe.see("text.positions", || batch.positions.shallow_clone());
+        activations.see("text.positions", || batch.positions.shallow_clone());
         // The layers add to this memory.
-        probe.see("text.embeddings", || x.copy());
+        activations.see("text.embeddings", || x.copy());
 
         let turns = self.turns(&batch.positions);
         let last = self.layers.len().saturating_sub(1);
@@ -64,10 +64,10 @@ impl Decoder {
             } else {
                 layer.forward(x, &turns, &batch.samples)
             };
-            probe.see(&format!("text.layers.{n}"), || x.copy());
+            activations.see(&format!("text.layers.{n}"), || x.copy());
         }
         let hidden = batch.in_given_order(self.norm.forward(&x));
-        probe.see("text.norm", || hidden.shallow_clone());
+        activations.see("text.norm", || hidden.shallow_clone());
         hidden
     }
 

@@ -1,21 +1,21 @@
 //! Qwen2.5-VL for still pictures: the reference's `Qwen2_5_VLModel`, from patches and token ids to the hidden state
 //! of each sample's last token.
 
+mod activations;
 mod batch;
 mod config;
+mod decoder;
 mod flops;
-mod probe;
 mod rope;
-mod segments;
 mod shapes;
-mod text;
+mod varlen_attention;
 mod vision;
 
 use tch::{Device, Tensor};
 
+pub use activations::Activations;
 pub use config::{Config, TextConfig, VisionConfig};
 pub use flops::forward_flops;
-pub use probe::Probe;
 pub use shapes::Shape;
 
 use super::checkpoint::{CheckpointError, Positions, Weights};
@@ -23,11 +23,11 @@ use super::{ModelError, Normalisation, Sample};
 
 /// The backbone.
 #[derive(Debug)]
-pub struct Qwen25Vl {
+pub struct Backbone {
     config: Config,
     positions: Positions,
     vision: vision::VisionTower,
-    decoder: text::Decoder,
+    decoder: decoder::Decoder,
 }
 
 /// Samples as the towers read them.
@@ -56,7 +56,7 @@ pub fn canonical_name(key: &str) -> Option<String> {
     }
 }
 
-impl Qwen25Vl {
+impl Backbone {
     /// Takes the backbone's weights.
     pub fn load(
         weights: &mut Weights,
@@ -66,7 +66,7 @@ impl Qwen25Vl {
     ) -> Result<Self, CheckpointError> {
         Ok(Self {
             vision: vision::VisionTower::load(weights, &config.vision, normalisation)?,
-            decoder: text::Decoder::load(weights, &config.text)?,
+            decoder: decoder::Decoder::load(weights, &config.text)?,
             config,
             positions,
         })
@@ -76,8 +76,8 @@ impl Qwen25Vl {
     ///
     /// # Errors
     /// A sample does not fit the model.
-    pub fn forward(&self, samples: &[&Sample], probe: &mut Probe) -> Result<Tensor, ModelError> {
-        Ok(self.run(&self.stage(samples)?, probe))
+    pub fn forward(&self, samples: &[&Sample], activations: &mut Activations) -> Result<Tensor, ModelError> {
+        Ok(self.run(&self.stage(samples)?, activations))
     }
 
     /// Lays out a batch and begins to copy it to the device.
@@ -98,10 +98,10 @@ impl Qwen25Vl {
         Ok(Batch { pictures, texts })
     }
 
-    /// The forward pass of a batch, as [`Qwen25Vl::forward`] gives it.
-    pub fn run(&self, batch: &Batch, probe: &mut Probe) -> Tensor {
-        let visual = self.vision.forward(&batch.pictures, probe);
-        self.decoder.forward(&batch.texts, &visual, probe)
+    /// The forward pass of a batch, as [`Backbone::forward`] gives it.
+    pub fn run(&self, batch: &Batch, activations: &mut Activations) -> Tensor {
+        let visual = self.vision.forward(&batch.pictures, activations);
+        self.decoder.forward(&batch.texts, &visual, activations)
     }
 
     /// Where the weights are.

@@ -48,7 +48,7 @@ pub fn forward_flops(config: &Config, rows: usize, columns: usize, tokens: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::qwen2_5_vl::Shape;
+    use crate::model::backbone::Shape;
 
     /// Counted by hand for a picture of 8 × 12 patches, which has one whole window and one of half the width.
     #[test]

@@ -4,17 +4,17 @@ use tch::Tensor;
 
 /// Keeps the tensor of every stage, or nothing.
 #[derive(Debug, Default)]
-pub struct Probe {
+pub struct Activations {
     stages: Option<Vec<(String, Tensor)>>,
 }
 
-impl Probe {
+impl Activations {
     /// Keeps every stage.
     pub fn keep() -> Self {
         Self { stages: Some(Vec::new()) }
     }
 
-    /// Shows a stage to the probe. `tensor` is made only if it is kept.
+    /// Hands a stage over. `tensor` is made only if it is kept.
     pub fn see(&mut self, stage: &str, tensor: impl FnOnce() -> Tensor) {
         if let Some(stages) = &mut self.stages {
             stages.push((stage.to_owned(), tensor()));

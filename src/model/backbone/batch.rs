@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::Config;
 use super::rope::{mrope_positions, vision_positions, windows};
-use super::segments::{Segments, permutation};
+use super::varlen_attention::{Segments, permutation};
 use crate::model::checkpoint::Positions;
 use crate::model::layers::upload;
 use crate::model::{ModelError, Patches, Sample};
