@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 
 use super::fail;
 use crate::model::Blueprint;
-use crate::model::backbone::Config;
+use crate::model::backbone::{Config, Family};
 use crate::model::checkpoint::{
     BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardConfig, RewardToken,
 };
@@ -160,7 +160,7 @@ fn costs(
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
         let draft = processor
-            .admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 })
+            .admit_all(PROMPT, vec![Picture::Raw { width: side, height: side, rgb8 }; processor.pictures()])
             .map_err(|e| CheckpointError::invalid("preprocessor_config.json", e.to_string()))?;
         let visual_tokens = draft.count(config.image_token_id);
         Ok(PictureCost { side, tokens: draft.tokens(), visual_tokens })
@@ -170,14 +170,19 @@ fn costs(
 
 fn architecture(config: &Config) -> String {
     let (v, t) = (&config.vision, &config.text);
+    let special = match config.family {
+        Family::Qwen2Vl => String::new(),
+        Family::Qwen25Vl => {
+            format!(", windows of {} px, whole pictures in {:?}", v.window_size, v.fullatt_block_indexes)
+        }
+        Family::Qwen3Vl => format!(", features of {:?} for the decoder", v.deepstack_visual_indexes),
+    };
     format!(
-        "qwen2_5_vl: vision {} blocks of {} ({} heads, windows of {} px, whole pictures in {:?}), decoder {} layers \
-         of {} ({} heads on {})",
+        "{}: vision {} blocks of {} ({} heads{special}), decoder {} layers of {} ({} heads on {})",
+        config.family.model_type(),
         v.depth,
         v.hidden_size,
         v.num_heads,
-        v.window_size,
-        v.fullatt_block_indexes,
         t.num_hidden_layers,
         t.hidden_size,
         t.num_attention_heads,

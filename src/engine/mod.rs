@@ -387,7 +387,7 @@ impl Lifeline {
 /// About the cheapest item that there can be, so that it keeps whatever limits can be kept.
 fn probe(processor: &Processor) -> Result<Sample, ScoreError> {
     let picture = Picture::Raw { width: 1, height: 1, rgb8: vec![128; 3].into() };
-    processor.prepare(processor.admit("a", picture)?)
+    processor.prepare(processor.admit_all("a", vec![picture; processor.pictures()])?)
 }
 
 /// The scorer, once it has scored.

@@ -68,6 +68,7 @@ impl Blueprint {
             max_pixels: None,
             output: Output::Gaussian,
             notice: None,
+            pictures: 1,
         };
         let mut tensors = config.tensors(vocabulary);
         tensors.push(("rm_head.weight".into(), vec![2, config.text.hidden_size]));

@@ -14,8 +14,9 @@ const PROCESSOR: &str = "processor_config.json";
 /// The bicubic filter's number in PIL, and so in `preprocessor_config.json`.
 const BICUBIC: u32 = 3;
 
-// What the reference takes where a key is absent: `Qwen2VLImageProcessor` and `Qwen2_5_VLConfig`.
+// What the reference takes where a key is absent: `Qwen2VLImageProcessor`, and the family's configuration.
 const DEFAULT_PATCH: usize = 14;
+const QWEN3_PATCH: usize = 16;
 const DEFAULT_MERGE: usize = 2;
 const DEFAULT_TEMPORAL: usize = 2;
 const DEFAULT_MIN_PIXELS: u64 = 56 * 56;
@@ -62,6 +63,7 @@ struct ProcessorFile {
 
 #[derive(Deserialize)]
 struct ModelFile {
+    model_type: Option<String>,
     image_token_id: Option<u32>,
     #[serde(default)]
     text_config: TextFile,
@@ -94,7 +96,11 @@ impl PictureConfig {
             return Err(refuse(format!("resample is {other}: only {BICUBIC} (bicubic) is supported")));
         }
         let geometry = geometry(&settings, reward).map_err(refuse)?;
-        agree(file, &settings, &geometry, &model.vision_config)?;
+        let patch = match model.model_type.as_deref() {
+            Some("qwen3_vl") => QWEN3_PATCH,
+            _ => DEFAULT_PATCH,
+        };
+        agree(file, &settings, &geometry, &model.vision_config, patch)?;
         Ok(Self {
             geometry,
             normalisation: normalisation(&settings).map_err(refuse)?,
@@ -168,10 +174,11 @@ fn agree(
     settings: &Preprocessor,
     geometry: &Geometry,
     vision: &VisionFile,
+    default_patch: usize,
 ) -> Result<(), CheckpointError> {
     let temporal = settings.temporal_patch_size.unwrap_or(DEFAULT_TEMPORAL);
     let pairs = [
-        ("patch_size", geometry.patch, "patch_size", vision.patch_size.unwrap_or(DEFAULT_PATCH)),
+        ("patch_size", geometry.patch, "patch_size", vision.patch_size.unwrap_or(default_patch)),
         (
             "merge_size",
             geometry.merge,

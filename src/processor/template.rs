@@ -31,11 +31,11 @@ impl ChatTemplate {
         Ok(Self { file, environment, variables })
     }
 
-    /// The conversation up to where the model would answer: one user turn, the picture first, then `text`.
-    pub fn render(&self, text: &str) -> Result<String, CheckpointError> {
-        let picture = context! { type => "image" };
-        let words = context! { type => "text", text => text };
-        let turn = context! { role => "user", content => [picture, words] };
+    /// The conversation up to where the model would answer: one user turn, so many pictures first, then `text`.
+    pub fn render(&self, pictures: usize, text: &str) -> Result<String, CheckpointError> {
+        let mut content = vec![context! { type => "image" }; pictures];
+        content.push(context! { type => "text", text => text });
+        let turn = context! { role => "user", content => content };
         let conversation = context! {
             messages => [turn],
             add_generation_prompt => true,

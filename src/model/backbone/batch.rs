@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::config::Config;
-use super::rope::{mrope_positions, vision_positions, windows};
+use super::rope::{grid_taps, mrope_positions, vision_positions, windows};
 use super::varlen_attention::{Segments, permutation};
 use crate::model::checkpoint::Positions;
 use crate::model::layers::upload;
@@ -18,12 +18,25 @@ pub struct VisionBatch {
     pub pixels: Tensor,
     /// Row and column of each patch, `[patches, 2]`.
     pub positions: Tensor,
+    /// Where each patch falls in the square of learnt positions, where the tower has one.
+    pub taps: Option<Taps>,
     /// The patches of each window.
     pub windows: Segments,
     /// The patches of each picture.
     pub pictures: Segments,
     /// The place of each patch in the order of the samples and of the processor, `[patches]`.
     pub natural: Vec<i64>,
+}
+
+/// The four places of the square of learnt positions around each patch, and how much each counts.
+#[derive(Debug)]
+pub struct Taps {
+    /// `[patches × 4]`.
+    pub indices: Tensor,
+    /// `[patches × 4]`, fp32.
+    pub weights: Tensor,
+    /// Where each patch's begin, `[patches]`.
+    pub offsets: Tensor,
 }
 
 /// The texts of a batch, laid end to end, the longest first.
@@ -67,6 +80,8 @@ pub fn vision_batch(config: &Config, samples: &[&Sample], device: Device) -> Vis
     all_windows.sort_by_key(|(_, window)| std::cmp::Reverse(window.len()));
 
     let (mut natural, mut positions, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut indices, mut weights) = (Vec::new(), Vec::new());
+    let side = config.vision.position_side();
     let (mut window_rows, mut picture_rows) = (Vec::new(), vec![Vec::new(); pictures.len()]);
     for (n, window) in all_windows {
         let Picture { image, places, first } = &pictures[n];
@@ -74,6 +89,14 @@ pub fn vision_batch(config: &Config, samples: &[&Sample], device: Device) -> Vis
         for patch in window.into_iter().flat_map(|token| token * unit..(token + 1) * unit) {
             natural.push((first + patch) as i64);
             positions.extend(places[patch]);
+            let [row, column] = places[patch].map(|place| place as usize);
+            if let Some(side) = side {
+                let across = grid_taps(column, image.columns, side);
+                for (down, weight) in grid_taps(row, image.rows, side) {
+                    indices.extend(across.map(|(tap, _)| down * side + tap));
+                    weights.extend(across.map(|(_, factor)| weight * factor));
+                }
+            }
             pixels.extend_from_slice(&image.pixels[patch * size..(patch + 1) * size]);
         }
         let rows = start..natural.len() as i64;
@@ -84,6 +107,11 @@ pub fn vision_batch(config: &Config, samples: &[&Sample], device: Device) -> Vis
     VisionBatch {
         pixels: upload(&Tensor::from_data_size(&pixels, &[patches, size as i64], Kind::Uint8), device),
         positions: upload(&Tensor::from_slice(&positions).view([patches, 2]), device),
+        taps: side.map(|_| Taps {
+            indices: upload(&Tensor::from_slice(&indices), device),
+            weights: upload(&Tensor::from_slice(&weights), device),
+            offsets: Tensor::arange_start_step(0, 4 * patches, 4, (Kind::Int64, device)),
+        }),
         windows: Segments::new(&window_rows, device),
         pictures: Segments::new(&picture_rows, device),
         natural,
@@ -108,13 +136,13 @@ fn pictures<'a>(config: &Config, samples: &[&'a Sample]) -> Vec<Picture<'a>> {
         patches += places.len();
         Picture { image, places, first }
     };
-    samples.iter().map(|sample| &sample.image).map(picture).collect()
+    samples.iter().flat_map(|sample| &sample.pictures).map(picture).collect()
 }
 
 /// Lays out the texts of a batch.
 ///
 /// # Errors
-/// A sample's placeholders do not match its picture, or an id is not in the vocabulary of `vocabulary` rows.
+/// A sample's placeholders do not match its pictures, or an id is not in the vocabulary of `vocabulary` rows.
 pub fn text_batch(
     config: &Config,
     scheme: Positions,
@@ -130,6 +158,7 @@ pub fn text_batch(
 
     let mut input_ids = Vec::new();
     let mut axes: [Vec<i64>; 3] = Default::default();
+    // By sample: pictures lie in the order of the samples, and within one in the order of their placeholders.
     let (mut rows, mut placeholders) = (Vec::new(), vec![Vec::new(); samples.len()]);
     for &n in &order {
         let sample = samples[n as usize];
@@ -165,9 +194,12 @@ fn token_positions(
     sample: &Sample,
 ) -> Result<[Vec<i64>; 3], ModelError> {
     let (ids, merge) = (&sample.input_ids, config.vision.spatial_merge_size as usize);
-    let (rows, columns) = (sample.image.rows / merge, sample.image.columns / merge);
-    let grid = mrope_positions(ids, config.image_token_id, rows, columns)
-        .ok_or_else(|| ModelError::Sample("the placeholders do not match the picture's grid".into()))?;
+    let grids: Vec<_> = sample.pictures.iter().map(|p| (p.rows / merge, p.columns / merge)).collect();
+    let grid = mrope_positions(ids, config.image_token_id, &grids)
+        .ok_or_else(|| ModelError::Sample("the placeholders do not match the pictures' grids".into()))?;
+    if ids.last() == Some(&config.image_token_id) {
+        return Err(ModelError::Sample("the reward is to be read at a picture's placeholder".into()));
+    }
     if let Some(id) = ids.iter().find(|&&id| i64::from(id) >= vocabulary) {
         return Err(ModelError::Sample(format!(
             "token {id} is not among the {vocabulary} of the vocabulary"

@@ -1,10 +1,11 @@
-//! Qwen2.5-VL for still pictures: the reference's `Qwen2_5_VLModel`, from patches and token ids to the hidden state
-//! of each sample's last token.
+//! Qwen2-VL, Qwen2.5-VL and Qwen3-VL for still pictures: the reference's `Qwen2VLModel`, `Qwen2_5_VLModel` and
+//! `Qwen3VLModel`, from patches and token ids to the hidden state of each sample's last token.
 
 mod activations;
 mod batch;
 mod config;
 mod decoder;
+mod family;
 mod flops;
 mod rope;
 mod shapes;
@@ -15,6 +16,7 @@ use tch::{Device, Tensor};
 
 pub use activations::Activations;
 pub use config::{Config, TextConfig, VisionConfig};
+pub use family::Family;
 pub use flops::forward_flops;
 pub use shapes::Shape;
 

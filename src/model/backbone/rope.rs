@@ -1,5 +1,13 @@
 //! Positions and windows, as integers: the part of the model that is easiest to get wrong and cheapest to test.
 
+use tch::{Device, Kind, Tensor};
+
+/// `1 / theta^(2i / width)` for each pair of a head's `width` numbers: how far it turns per position.
+pub fn inverse_frequencies(width: i64, theta: f64, device: Device) -> Tensor {
+    let exponents = Tensor::arange_start_step(0, width, 2, (Kind::Float, Device::Cpu)) / width as f64;
+    Tensor::from(theta as f32).pow(&exponents).reciprocal().to_device(device)
+}
+
 /// Row and column of each patch, in the order in which the processor cuts them: by merge block, blocks row by row.
 ///
 /// The reference's `get_vision_position_ids`.
@@ -33,35 +41,52 @@ pub fn windows(rows: usize, columns: usize, side: usize) -> Vec<Vec<usize>> {
     windows
 }
 
-/// Time, height and width position of each token, for a picture of `rows` × `columns` visual tokens.
+/// The two places of a square of `side` learnt positions between which row (or column) `index` of `size` falls where
+/// the square is stretched over a picture, corners on corners, and how much each counts.
+///
+/// The reference's `_interpolation_axis_taps_weights`, in its single precision.
+pub fn grid_taps(index: usize, size: usize, side: i64) -> [(i64, f32); 2] {
+    let place = index as f32 * (side - 1) as f32 / size.saturating_sub(1).max(1) as f32;
+    let floor = place.floor();
+    let tap = |offset: i64| {
+        let weight = (1.0 - (place - floor - offset as f32).abs()).max(0.0);
+        ((floor as i64 + offset).clamp(0, side - 1), weight)
+    };
+    [tap(0), tap(1)]
+}
+
+/// Time, height and width position of each token, for pictures of `rows` × `columns` visual tokens in the order of
+/// their placeholders.
 ///
 /// Text moves all three axes on together. A picture stands still in time, spreads over the other two, and moves
-/// what follows on by its longer side. The reference's `Qwen2_5_VLModel.get_rope_index`.
+/// what follows on by its longer side. The reference's `get_rope_index`, the same in all families.
 ///
-/// `None` where the placeholders are not one run of `rows × columns`.
+/// `None` where the placeholders are not one run of `rows × columns` for each picture.
 pub fn mrope_positions(
     input_ids: &[u32],
     image_token_id: u32,
-    rows: usize,
-    columns: usize,
+    pictures: &[(usize, usize)],
 ) -> Option<[Vec<i64>; 3]> {
-    let start = input_ids.iter().position(|&id| id == image_token_id)?;
-    let run = input_ids.iter().skip(start).take_while(|&&id| id == image_token_id).count();
-    let all = input_ids.iter().filter(|&&id| id == image_token_id).count();
-    if run != rows * columns || all != run {
-        return None;
-    }
-    let text = |from: usize, count: usize| (from..from + count).map(|p| [p as i64; 3]);
-    let picture = (0..run).map(|n| [start, start + n / columns, start + n % columns].map(|p| p as i64));
-    let after = start + rows.max(columns);
-    let all = text(0, start).chain(picture).chain(text(after, input_ids.len() - start - run));
     let mut axes: [Vec<i64>; 3] = Default::default();
-    for position in all {
-        for (axis, p) in axes.iter_mut().zip(position) {
-            axis.push(p);
+    let mut pictures = pictures.iter();
+    let mut start = 0;
+    for run in input_ids.chunk_by(|&a, &b| (a == image_token_id) == (b == image_token_id)) {
+        let picture = match run.first() == Some(&image_token_id) {
+            true => Some(*pictures.next().filter(|(rows, columns)| rows * columns == run.len())?),
+            false => None,
+        };
+        for n in 0..run.len() {
+            let position = match picture {
+                Some((_, columns)) => [start, start + n / columns, start + n % columns],
+                None => [start + n; 3],
+            };
+            for (axis, p) in axes.iter_mut().zip(position) {
+                axis.push(p as i64);
+            }
         }
+        start += picture.map_or(run.len(), |(rows, columns)| rows.max(columns));
     }
-    Some(axes)
+    pictures.next().is_none().then_some(axes)
 }
 
 #[cfg(test)]
@@ -84,16 +109,36 @@ mod tests {
     #[test]
     fn a_picture_moves_the_text_on_by_its_longer_side() {
         let ids = [7, 9, 9, 9, 9, 9, 9, 5, 6];
-        let [t, h, w] = mrope_positions(&ids, 9, 2, 3).unwrap();
+        let [t, h, w] = mrope_positions(&ids, 9, &[(2, 3)]).unwrap();
         assert_eq!(t, [0, 1, 1, 1, 1, 1, 1, 4, 5]);
         assert_eq!(h, [0, 1, 1, 1, 2, 2, 2, 4, 5]);
         assert_eq!(w, [0, 1, 2, 3, 1, 2, 3, 4, 5]);
     }
 
     #[test]
-    fn placeholders_must_fill_the_grid_in_one_run() {
-        assert!(mrope_positions(&[1, 9, 9, 2], 9, 1, 3).is_none());
-        assert!(mrope_positions(&[9, 9, 9, 2, 9], 9, 1, 3).is_none());
-        assert!(mrope_positions(&[1, 2], 9, 1, 1).is_none());
+    fn pictures_stand_one_behind_the_other() {
+        let ids = [9, 9, 9, 7, 9, 9, 5];
+        let [t, h, w] = mrope_positions(&ids, 9, &[(3, 1), (1, 2)]).unwrap();
+        assert_eq!(t, [0, 0, 0, 3, 4, 4, 6]);
+        assert_eq!(h, [0, 1, 2, 3, 4, 4, 6]);
+        assert_eq!(w, [0, 0, 0, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn placeholders_must_fill_each_grid_in_one_run() {
+        assert!(mrope_positions(&[1, 9, 9, 2], 9, &[(1, 3)]).is_none());
+        assert!(mrope_positions(&[9, 9, 9, 2, 9], 9, &[(1, 3)]).is_none());
+        assert!(mrope_positions(&[1, 2], 9, &[(1, 1)]).is_none());
+        assert!(mrope_positions(&[9, 9, 1, 9], 9, &[(1, 1), (1, 2)]).is_none());
+        assert!(mrope_positions(&[9, 9], 9, &[(1, 1), (1, 1)]).is_none());
+    }
+
+    #[test]
+    fn a_square_is_stretched_corner_on_corner() {
+        assert_eq!([0, 1, 2].map(|row| grid_taps(row, 3, 5)[0]), [(0, 1.0), (2, 1.0), (4, 1.0)]);
+        assert_eq!(grid_taps(1, 5, 3), [(0, 0.5), (1, 0.5)]);
+        assert_eq!(grid_taps(0, 1, 5)[0], (0, 1.0));
+        // At the border there is no further place, and it would count nothing.
+        assert_eq!(grid_taps(2, 3, 5)[1], (4, 0.0));
     }
 }

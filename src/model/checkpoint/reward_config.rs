@@ -23,9 +23,20 @@ pub struct RewardConfig {
     pub max_pixels: Option<u64>,
     /// What the head's columns mean.
     pub output: Output,
+    /// How many pictures the conversation shows before its text: references first, then that which is judged.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub pictures: usize,
     /// What the checkpoint's makers want its callers to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(pictures: &usize) -> bool {
+    *pictures == 1
 }
 
 /// The token whose hidden state the head reads.
@@ -42,7 +53,7 @@ pub enum RewardToken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
-    /// The multimodal grid: `Qwen2_5_VLModel.get_rope_index`.
+    /// The multimodal grid: the reference's `get_rope_index`.
     Mrope,
     /// 0, 1, 2, … on all three axes, as trainers do that pass `inputs_embeds` alone.
     Flat,
