@@ -138,7 +138,8 @@ fn from_file_and_prompt_to_score_as_the_reference() {
                 }
                 assert_eq!(ours.is_some(), theirs.is_some(), "{} item {item} {stage}", case.name);
                 let (Some(ours), Some(theirs)) = (ours, theirs) else { continue };
-                let difference = (ours - theirs).abs() / theirs.abs().max(0.1 * scale);
+                // Sums of terms of order one are off by some 1e-6, however near zero all of a case's scores are.
+                let difference = (ours - theirs).abs() / theirs.abs().max(0.1 * scale).max(1e-2);
                 assert!(difference <= 1e-4, "{} item {item}: {stage} {ours}, reference {theirs}", case.name);
                 worst = worst.max(difference);
                 compared += 1;

@@ -707,3 +707,59 @@ fn a_prompt_is_never_cut_short_or_filled_up() {
     let ids = |p: &Processor| sample(p, prompt, raw(56, 56)).unwrap().input_ids;
     assert_eq!(ids(&load(copy.path(), LIMITS).unwrap()), ids(&case("mlp")));
 }
+
+#[test]
+fn an_item_has_as_many_pictures_as_the_model_reads() {
+    let directory = fixtures().join("several/checkpoint");
+    let processor = load(&directory, LIMITS).unwrap();
+    assert_eq!(processor.pictures(), 2);
+    for given in [0, 1, 3] {
+        let (field, reason) = refused(processor.admit_all("a cup", vec![raw(56, 56); given]));
+        assert_eq!(field, "references");
+        assert_eq!(
+            reason,
+            format!("the model reads 2 pictures, the judged one among them; the item has {given}")
+        );
+    }
+    let draft = processor.admit_all("a cup", vec![raw(56, 56), raw(112, 56)]).unwrap();
+    let tokens = draft.tokens();
+    let sample = processor.prepare(draft).unwrap();
+    assert_eq!((sample.tokens(), sample.pictures.len()), (tokens, 2));
+
+    // What is wrong with which of them.
+    let (field, reason) = refused(processor.admit_all("a cup", vec![raw(0, 4), raw(56, 56)]));
+    assert!(field == "references" && reason.starts_with("[0]: "), "{field}: {reason}");
+    let (field, _) = refused(processor.admit_all("a cup", vec![raw(56, 56), raw(0, 4)]));
+    assert_eq!(field, "image.raw");
+    let broken = || encoded(include_bytes!("../samples/sunflower.right.png")[..600].to_vec());
+    let cut = |pictures| refused(processor.prepare(processor.admit_all("a cup", pictures).unwrap())).0;
+    assert_eq!(cut(vec![broken(), raw(56, 56)]), "references");
+    assert_eq!(cut(vec![raw(56, 56), broken()]), "image.encoded");
+    let narrow = ProcessorLimits { max_item_tokens: 6, ..LIMITS };
+    let processor = load(&directory, narrow).unwrap();
+    let (field, reason) = refused(processor.admit_all("a cup", vec![raw(84, 84), raw(112, 112)]));
+    assert_eq!((field, reason.as_str()), ("references", "the pictures are 8 tokens; an item may have 6"));
+}
+
+#[test]
+fn a_template_shows_each_picture_once_and_apart() {
+    for pictures in [0, 17] {
+        let Err(error) = load_for(&fixtures().join("mlp/checkpoint"), LIMITS, Some(pictures)) else {
+            panic!()
+        };
+        let text = error.to_string();
+        assert!(text.contains(&format!("pictures is {pictures}, must be from 1 to 16")), "{text}");
+    }
+    let template = fs::read_to_string(fixtures().join("mlp/checkpoint/chat_template.jinja")).unwrap();
+    let shown = "<|vision_start|><|image_pad|><|vision_end|>";
+    for (instead, fault) in
+        [("<|image_pad|>", "side by side"), ("{% if loop.first %}<|image_pad|>{% endif %}", "1 times")]
+    {
+        let copy = changed("config.json", json!({}));
+        fs::write(copy.path().join("chat_template.jinja"), template.replace(shown, instead)).unwrap();
+        load_for(copy.path(), LIMITS, Some(1)).unwrap();
+        let Err(error) = load_for(copy.path(), LIMITS, Some(2)) else { panic!("{instead}") };
+        let text = error.to_string();
+        assert!(text.contains(fault) && text.contains("a turn with 2 pictures"), "{text}");
+    }
+}

@@ -254,7 +254,7 @@ pub fn turns(angles: &Tensor) -> Tensor {
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::{Linear, rotate, turns};
+    use super::{HeadNorm, Linear, rotate, turns};
 
     /// The reference's own form, on the order of numbers that the checkpoint has.
     #[test]
@@ -276,5 +276,24 @@ mod tests {
         assert!(turned.allclose(&reference, 1e-5, 1e-5, false));
         // What is not turned keeps its order.
         assert!(ours.select(1, heads).allclose(&plain.select(1, heads), 1e-6, 1e-6, false));
+    }
+
+    /// Queries and keys have norms of their own, whose numbers follow the order that turning wants.
+    #[test]
+    fn heads_are_normed_each_by_its_own_weights() {
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (x, query, key) = (randn(&[5, 3, 8]), randn(&[8]), randn(&[8]));
+        let together = |t: &Tensor| t.unflatten(-1, [2, 4]).transpose(-1, -2).flatten(-2, -1);
+        let reference = |x: &Tensor, weight: &Tensor| {
+            let mean = x.square().mean_dim(-1, true, Kind::Float);
+            x * (mean + 1e-6).rsqrt() * weight
+        };
+        let expected =
+            Tensor::cat(&[reference(&x.narrow(1, 0, 2), &query), reference(&x.narrow(1, 2, 1), &key)], 1);
+        let weight = Tensor::stack(&[&query, &query, &key].map(together), 0);
+        let norm = HeadNorm { weight, eps: 1e-6 };
+        assert!(norm.forward(&together(&x)).allclose(&together(&expected), 1e-5, 1e-5, false));
+        let keys = norm.narrow(2, 1).forward(&together(&x.narrow(1, 2, 1)));
+        assert!(keys.allclose(&together(&expected.narrow(1, 2, 1)), 1e-5, 1e-5, false));
     }
 }
