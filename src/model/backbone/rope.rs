@@ -71,9 +71,10 @@ pub fn mrope_positions(
     let mut pictures = pictures.iter();
     let mut start = 0;
     for run in input_ids.chunk_by(|&a, &b| (a == image_token_id) == (b == image_token_id)) {
-        let picture = match run.first() == Some(&image_token_id) {
-            true => Some(*pictures.next().filter(|(rows, columns)| rows * columns == run.len())?),
-            false => None,
+        let picture = if run.first() == Some(&image_token_id) {
+            Some(*pictures.next().filter(|(rows, columns)| rows * columns == run.len())?)
+        } else {
+            None
         };
         for n in 0..run.len() {
             let position = match picture {
