@@ -81,7 +81,8 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = measure("built-in", MINI, arguments)
-    rows += measure("random", ten_million.write(OUT / "ten-million"), arguments)
+    for family in ten_million.FAMILIES:
+        rows += measure(f"random {family}", ten_million.write(OUT / f"ten-million-{family}", family), arguments)
     print(f"Forward, 224×224, fp32, {arguments.threads} threads each")
     show(rows)
     save("forward", rows)

@@ -1,7 +1,8 @@
-"""Writes a random checkpoint of about ten million parameters: `ten_million.py DIRECTORY`.
+"""Writes a random checkpoint of about ten million parameters: `ten_million.py DIRECTORY [FAMILY]`.
 
-The same architecture and tokenizer as the built-in one, wider and deeper, with attention windows in the vision tower
-and shared keys and values in the decoder, as the large models of this family have them.
+The tokenizer of the built-in one and one of the architectures that are served, Qwen2.5-VL where none is named: wider and
+deeper, with attention windows (Qwen2.5-VL) or a deepstack (Qwen3-VL) in the vision tower and shared keys and values in
+the decoder, as the large models have them.
 """
 
 import sys
@@ -23,14 +24,24 @@ RECIPE = {
 }  # fmt: skip
 
 
-def write(directory):
+FAMILIES = {
+    "qwen2_5_vl": {},
+    "qwen2_vl": {"vision": {"depth": 8, "hidden": 192, "ratio": 4, "heads": 6}},
+    "qwen3_vl": {
+        "vision": {"depth": 8, "hidden": 192, "intermediate": 768, "heads": 6, "places": 256, "deepstack": [2, 4, 6]},
+        "text": RECIPE["text"] | {"heads": 8, "kv_heads": 2, "head_dim": 48, "sections": [8, 8, 8]},
+    },
+}  # fmt: skip
+
+
+def write(directory, family="qwen2_5_vl"):
     """Writes it, once."""
     directory = Path(directory)
     if not (directory / "config.json").exists():
         tokenizer = Tokenizer.from_file(str(MINI / "tokenizer.json"))
-        write_checkpoint(directory, RECIPE | {"vocabulary": tokenizer})
+        write_checkpoint(directory, RECIPE | FAMILIES[family] | {"family": family, "vocabulary": tokenizer})
     return directory
 
 
 if __name__ == "__main__":
-    write(sys.argv[1])
+    write(*sys.argv[1:])

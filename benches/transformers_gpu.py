@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from common import BINARY, ROOT, save, show
 
-SHAPES = ROOT / "src/model/qwen2_5_vl/shapes"
+SHAPES = ROOT / "src/model/backbone/shapes"
 TEXT_TOKENS = 128
 GOAL = 1.3
 

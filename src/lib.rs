@@ -13,7 +13,7 @@
 //!    Hugging Face processor. Its product is a [`model::Sample`].
 //! 5. [`worker`]: one OS thread per device takes batches from the queue, computes, and replies.
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
-//! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
+//! 7. [`model`]: Qwen-VL and the reward head on libtorch. No network, no tokio.
 //!
 //! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`files`], [`telemetry`] and [`trace`] may be used by all;
 //! [`cli`] is what the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.

@@ -392,9 +392,9 @@ mod tests {
         let answers: Vec<_> = (1..=LAST)
             .map(|tokens| {
                 let (reply, answer) = oneshot::channel();
-                let image = Patches { rows: 2, columns: 2, pixels: Vec::new() };
+                let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
                 queue.push(Job {
-                    sample: Sample { input_ids: vec![0; tokens], image },
+                    sample: Sample { input_ids: vec![0; tokens], pictures },
                     permit: queue.reserve(&claim, &[tokens]).unwrap().pop(),
                     claim: claim.clone(),
                     reply,

@@ -173,7 +173,7 @@ fn a_missing_file_is_named() {
 #[test]
 fn a_configuration_that_cannot_be_served_says_what_would_be_right() {
     let cases: [(&str, Value, &str); 6] = [
-        ("/model_type", json!("llava"), "must be \"qwen2_5_vl\""),
+        ("/model_type", json!("llava"), "must be \"qwen2_vl\" or \"qwen2_5_vl\" or \"qwen3_vl\""),
         ("/text_config/num_key_value_heads", json!(0), "num_key_value_heads is 0, must be at least 1"),
         ("/text_config/hidden_act", json!("gelu"), "must be \"silu\""),
         ("/text_config/rope_parameters/mrope_section", json!([1, 1, 1]), "must add up to half"),

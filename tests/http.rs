@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use common::process::{Server, get};
 use common::*;
+use futures::future::select_all;
 use futures::{StreamExt, stream};
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full, StreamBody};

@@ -43,6 +43,26 @@ fn it_says_what_a_checkpoint_is_and_costs() {
 }
 
 #[test]
+fn each_family_is_told_by_its_name_and_what_is_its_own() {
+    for (case, says) in [
+        (
+            "several",
+            "qwen2_5_vl: vision 2 blocks of 16 (2 heads, windows of 56 px, whole pictures in [1]), decoder 2 ",
+        ),
+        ("qwen2", "qwen2_vl: vision 3 blocks of 16 (2 heads), decoder 3 layers of 16 (2 heads on 1)"),
+        (
+            "qwen3",
+            "qwen3_vl: vision 3 blocks of 16 (2 heads, features of [0, 1] for the decoder), decoder 3 ",
+        ),
+    ] {
+        let report = report(&inspect(&[&Case::open(case).checkpoint(), "--json"], &[]));
+        assert!(report["architecture"].as_str().unwrap().starts_with(says), "{report}");
+        assert_eq!(report["faults"], json!([]));
+        assert!(report["pictures"][0]["visual_tokens"].as_u64().unwrap() > 0);
+    }
+}
+
+#[test]
 fn the_built_in_checkpoint_can_be_served() {
     let output = inspect(&[], &[]);
     let text = String::from_utf8(output.stdout).unwrap();

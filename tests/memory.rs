@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io::Write;
 
 use serde_json::{Map, Value, json};
+use spatialscore::model::backbone::Config;
 use spatialscore::model::checkpoint::CheckpointFiles;
-use spatialscore::model::qwen2_5_vl::Config;
 use spatialscore::model::{Normalisation, RewardModel};
 use tch::{Device, Kind};
 

@@ -28,7 +28,25 @@ const LIMITS: ProcessorLimits = ProcessorLimits {
 };
 
 /// Cases of `make_fixtures.py` with a golden file of every stage.
-const CASES: [&str; 7] = ["mlp", "flat", "shards", "half", "lora", "rslora", "deep"];
+const CASES: [&str; 17] = [
+    "mlp",
+    "flat",
+    "shards",
+    "half",
+    "lora",
+    "rslora",
+    "deep",
+    "several",
+    "qwen2",
+    "qwen2_old",
+    "qwen2_shards",
+    "qwen2_several",
+    "qwen3",
+    "qwen3_flat",
+    "qwen3_shards",
+    "qwen3_lora",
+    "qwen3_several",
+];
 
 fn fixtures() -> PathBuf {
     std::env::var_os("SPATIALSCORE_FIXTURES")
@@ -40,8 +58,18 @@ fn read_json(path: &Path) -> Value {
 }
 
 fn load(directory: &Path, limits: ProcessorLimits) -> Result<Processor, CheckpointError> {
+    load_for(directory, limits, None)
+}
+
+/// The processor for items of so many pictures, or of as many as the checkpoint says.
+fn load_for(
+    directory: &Path,
+    limits: ProcessorLimits,
+    pictures: Option<usize>,
+) -> Result<Processor, CheckpointError> {
     let files = CheckpointFiles::open(directory.to_str().unwrap(), None, None)?;
-    let reward: RewardConfig = files.require_json("reward_config.json")?;
+    let mut reward: RewardConfig = files.require_json("reward_config.json")?;
+    reward.pictures = pictures.unwrap_or(reward.pictures);
     Processor::load(&files, &reward, limits)
 }
 
@@ -160,13 +188,19 @@ fn uncut(patches: &Patches, patch: usize, merge: usize) -> Vec<u8> {
 
 #[test]
 fn ten_thousand_sizes_equal_the_reference() {
-    let mut lines = csv::Reader::from_path(fixtures().join("processor/sizes.csv")).unwrap();
+    compare_sizes("sizes.csv", 28, 10_000);
+    // Qwen3-VL's.
+    compare_sizes("sizes32.csv", 32, 2_000);
+}
+
+fn compare_sizes(file: &str, factor: u64, least: usize) {
+    let mut lines = csv::Reader::from_path(fixtures().join("processor").join(file)).unwrap();
     let (mut count, mut refusals) = (0, 0);
     for line in lines.records() {
         let line = line.unwrap();
         let number = |at: usize| line[at].parse::<u64>().unwrap();
         let size = (number(0) as u32, number(1) as u32);
-        let ours = smart_resize(size, 28, number(2), number(3));
+        let ours = smart_resize(size, factor, number(2), number(3));
         if line[6].is_empty() {
             assert_eq!(ours, Ok((number(5), number(4))), "{line:?}");
         } else {
@@ -176,7 +210,7 @@ fn ten_thousand_sizes_equal_the_reference() {
         count += 1;
     }
     println!("{count} sizes, {refusals} of them refused");
-    assert!(count >= 10_000 && refusals > 0);
+    assert!(count >= least && refusals > 0);
 }
 
 /// The golden conversation with its placeholder expanded, up to the token at which the reward is read.
@@ -307,24 +341,30 @@ fn a_vocabulary_has_a_row_for_every_token() {
 fn cases_give_the_ids_and_patches_of_the_reference() {
     for name in CASES {
         let directory = fixtures().join(name);
-        let processor = case(name);
+        let given = case(name);
         let bytes = fs::read(directory.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         for (k, item) in read_json(&directory.join("items.json")).as_array().unwrap().iter().enumerate() {
-            let file = item["image"].as_str().unwrap();
-            let picture = encoded(fs::read(directory.join(file)).unwrap());
-            let sample = sample(&processor, item["prompt"].as_str().unwrap(), picture).unwrap();
-            let grid = integers(&golden, &format!("{k}/grid"));
-            assert_eq!(
-                [sample.image.rows as u32, sample.image.columns as u32],
-                grid[grid.len() - 2..],
-                "{name} {file}"
-            );
-            assert_eq!(sample.input_ids, integers(&golden, &format!("{k}/input_ids")), "{name} {file}");
+            let references = item["references"].as_array().into_iter().flatten();
+            let paths: Vec<&str> = references.chain([&item["image"]]).map(|p| p.as_str().unwrap()).collect();
+            let checkpoint = directory.join("checkpoint");
+            let processor = (paths.len() != given.pictures())
+                .then(|| load_for(&checkpoint, LIMITS, Some(paths.len())).unwrap());
+            let processor = processor.as_ref().unwrap_or(&given);
+            let read = |path: &&str| encoded(fs::read(directory.join(path)).unwrap());
+            let draft = processor
+                .admit_all(item["prompt"].as_str().unwrap(), paths.iter().map(read).collect())
+                .unwrap();
+            let sample = processor.prepare(draft).unwrap();
+            let grids: Vec<u32> =
+                sample.pictures.iter().flat_map(|p| [p.rows as u32, p.columns as u32]).collect();
+            assert_eq!(grids, integers(&golden, &format!("{k}/grid")), "{name} {paths:?}");
+            assert_eq!(sample.input_ids, integers(&golden, &format!("{k}/input_ids")), "{name} {paths:?}");
             let pixels = golden.tensor(&format!("{k}/pixels")).unwrap();
-            let d = difference(&sample.image.pixels, pixels.data());
-            println!("{name} {file}: {d:?}");
-            assert!(d.beyond_one < 0.001, "{name} {file}: {d:?}");
+            let ours: Vec<u8> = sample.pictures.iter().flat_map(|p| &p.pixels).copied().collect();
+            let d = difference(&ours, pixels.data());
+            println!("{name} {paths:?}: {d:?}");
+            assert!(d.beyond_one < 0.001, "{name} {paths:?}: {d:?}");
             if let Ok(values) = golden.tensor(&format!("{k}/pixel_values")) {
                 check_values(&sample, processor.normalisation(), &floats(values.data()));
             }
@@ -345,12 +385,12 @@ fn floats(data: &[u8]) -> Vec<f32> {
 
 /// Rescaled, normalised and repeated along the temporal axis, the bytes are the reference's `pixel_values`.
 fn check_values(sample: &Sample, normalisation: Normalisation, golden: &[f32]) {
-    let patches = sample.image.rows * sample.image.columns;
-    let area = sample.image.pixels.len() / patches / 3;
+    let pixels: Vec<u8> = sample.pictures.iter().flat_map(|p| &p.pixels).copied().collect();
+    let area = pixels.len() / sample.patches() / 3;
     let mut worst: f32 = 0.0;
     for (index, theirs) in golden.iter().enumerate() {
         let (patch, channel, at) = (index / (6 * area), index % (6 * area) / (2 * area), index % area);
-        let byte = f32::from(sample.image.pixels[(patch * 3 + channel) * area + at]);
+        let byte = f32::from(pixels[(patch * 3 + channel) * area + at]);
         let ours = (byte * normalisation.rescale - normalisation.mean[channel]) / normalisation.std[channel];
         worst = worst.max((ours - theirs).abs());
     }
@@ -381,7 +421,7 @@ fn pictures_are_decoded_as_the_reference_decodes_them() {
     let mut count = 0;
     golden_pictures(|name, picture, _, golden| {
         let theirs = golden.tensor(&format!("{name}/decoded")).unwrap();
-        let ours = sample(&processor, "a cup", picture).unwrap().image;
+        let ours = sample(&processor, "a cup", picture).unwrap().pictures.remove(0);
         assert_eq!([ours.rows, ours.columns, 3], theirs.shape(), "{name}");
         let d = difference(&ours.pixels, theirs.data());
         assert_eq!(d.largest, 0, "{name}: {d:?}");
@@ -397,7 +437,7 @@ fn pictures_are_resized_as_the_reference_resizes_them() {
         let copy = changed("reward_config.json", limits.clone());
         let processor = load(copy.path(), LIMITS).unwrap();
         let theirs = golden.tensor(&format!("{name}/resized")).unwrap();
-        let ours = sample(&processor, "a cup", picture).unwrap().image;
+        let ours = sample(&processor, "a cup", picture).unwrap().pictures.remove(0);
         assert_eq!([ours.rows * 14, ours.columns * 14, 3], theirs.shape(), "{name}");
         let d = difference(&uncut(&ours, 14, 2), theirs.data());
         println!("{name}: {d:?}");
@@ -699,7 +739,7 @@ fn settings_mean_what_they_mean_to_the_reference() {
         let copy = changed("preprocessor_config.json", settings);
         edit(&copy, "reward_config.json", reward);
         let processor = load(copy.path(), LIMITS).unwrap();
-        sample(&processor, "a cup", raw(280, 280)).unwrap().image.rows
+        sample(&processor, "a cup", raw(280, 280)).unwrap().pictures[0].rows
     };
     let none = json!({ "min_pixels": null, "max_pixels": null });
     let size = json!({ "shortest_edge": 784, "longest_edge": 78400 / 4 });
@@ -768,4 +808,60 @@ fn a_prompt_is_never_cut_short_or_filled_up() {
     let prompt = "a red cup stands left of a blue bowl on the table";
     let ids = |p: &Processor| sample(p, prompt, raw(56, 56)).unwrap().input_ids;
     assert_eq!(ids(&load(copy.path(), LIMITS).unwrap()), ids(&case("mlp")));
+}
+
+#[test]
+fn an_item_has_as_many_pictures_as_the_model_reads() {
+    let directory = fixtures().join("several/checkpoint");
+    let processor = load(&directory, LIMITS).unwrap();
+    assert_eq!(processor.pictures(), 2);
+    for given in [0, 1, 3] {
+        let (field, reason) = refused(processor.admit_all("a cup", vec![raw(56, 56); given]));
+        assert_eq!(field, "references");
+        assert_eq!(
+            reason,
+            format!("the model reads 2 pictures, the judged one among them; the item has {given}")
+        );
+    }
+    let draft = processor.admit_all("a cup", vec![raw(56, 56), raw(112, 56)]).unwrap();
+    let tokens = draft.tokens();
+    let sample = processor.prepare(draft).unwrap();
+    assert_eq!((sample.tokens(), sample.pictures.len()), (tokens, 2));
+
+    // What is wrong with which of them.
+    let (field, reason) = refused(processor.admit_all("a cup", vec![raw(0, 4), raw(56, 56)]));
+    assert!(field == "references" && reason.starts_with("[0]: "), "{field}: {reason}");
+    let (field, _) = refused(processor.admit_all("a cup", vec![raw(56, 56), raw(0, 4)]));
+    assert_eq!(field, "image.raw");
+    let broken = || encoded(include_bytes!("../samples/sunflower.right.png")[..600].to_vec());
+    let cut = |pictures| refused(processor.prepare(processor.admit_all("a cup", pictures).unwrap())).0;
+    assert_eq!(cut(vec![broken(), raw(56, 56)]), "references");
+    assert_eq!(cut(vec![raw(56, 56), broken()]), "image.encoded");
+    let narrow = ProcessorLimits { max_item_tokens: 6, ..LIMITS };
+    let processor = load(&directory, narrow).unwrap();
+    let (field, reason) = refused(processor.admit_all("a cup", vec![raw(84, 84), raw(112, 112)]));
+    assert_eq!((field, reason.as_str()), ("references", "the pictures are 8 tokens; an item may have 6"));
+}
+
+#[test]
+fn a_template_shows_each_picture_once_and_apart() {
+    for pictures in [0, 17] {
+        let Err(error) = load_for(&fixtures().join("mlp/checkpoint"), LIMITS, Some(pictures)) else {
+            panic!()
+        };
+        let text = error.to_string();
+        assert!(text.contains(&format!("pictures is {pictures}, must be from 1 to 16")), "{text}");
+    }
+    let template = fs::read_to_string(fixtures().join("mlp/checkpoint/chat_template.jinja")).unwrap();
+    let shown = "<|vision_start|><|image_pad|><|vision_end|>";
+    for (instead, fault) in
+        [("<|image_pad|>", "side by side"), ("{% if loop.first %}<|image_pad|>{% endif %}", "1 times")]
+    {
+        let copy = changed("config.json", json!({}));
+        fs::write(copy.path().join("chat_template.jinja"), template.replace(shown, instead)).unwrap();
+        load_for(copy.path(), LIMITS, Some(1)).unwrap();
+        let Err(error) = load_for(copy.path(), LIMITS, Some(2)) else { panic!("{instead}") };
+        let text = error.to_string();
+        assert!(text.contains(fault) && text.contains("a turn with 2 pictures"), "{text}");
+    }
 }

@@ -42,7 +42,8 @@ fn process(prompt: &str, picture: Picture) {
     assert!(tokens <= LIMITS.max_item_tokens);
     if let Ok(sample) = PROCESSOR.prepare(draft) {
         assert_eq!(sample.tokens(), tokens);
-        assert_eq!(sample.image.pixels.len() % (sample.image.rows * sample.image.columns), 0);
+        assert_eq!(sample.pictures.len(), 1);
+        assert_eq!(sample.pictures[0].pixels.len() % sample.patches(), 0);
     }
 }
 

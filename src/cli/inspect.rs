@@ -12,10 +12,10 @@ use serde::Serialize;
 use super::fail;
 use crate::config::{Settings, Sources};
 use crate::engine::{Examination, LoadError};
+use crate::model::backbone::{Config, Family};
 use crate::model::checkpoint::{
     BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardToken,
 };
-use crate::model::qwen2_5_vl::Config;
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
 /// What a forward needs beside the model.
@@ -194,7 +194,8 @@ fn too_large(bytes: i64) -> Option<String> {
 fn costs(processor: &Processor, image_token_id: u32) -> Vec<PictureCost> {
     let cost = |side: u32| {
         let rgb8 = Bytes::from(vec![0; (side * side * 3) as usize]);
-        match processor.admit(PROMPT, Picture::Raw { width: side, height: side, rgb8 }) {
+        let pictures = vec![Picture::Raw { width: side, height: side, rgb8 }; processor.pictures()];
+        match processor.admit_all(PROMPT, pictures) {
             Err(error) => {
                 PictureCost { side, tokens: None, visual_tokens: None, refused: Some(error.to_string()) }
             }
@@ -209,14 +210,19 @@ fn costs(processor: &Processor, image_token_id: u32) -> Vec<PictureCost> {
 
 fn architecture(config: &Config) -> String {
     let (v, t) = (&config.vision, &config.text);
+    let special = match config.family {
+        Family::Qwen2Vl => String::new(),
+        Family::Qwen25Vl => {
+            format!(", windows of {} px, whole pictures in {:?}", v.window_size, v.fullatt_block_indexes)
+        }
+        Family::Qwen3Vl => format!(", features of {:?} for the decoder", v.deepstack_visual_indexes),
+    };
     format!(
-        "qwen2_5_vl: vision {} blocks of {} ({} heads, windows of {} px, whole pictures in {:?}), decoder {} layers \
-         of {} ({} heads on {})",
+        "{}: vision {} blocks of {} ({} heads{special}), decoder {} layers of {} ({} heads on {})",
+        config.family.model_type(),
         v.depth,
         v.hidden_size,
         v.num_heads,
-        v.window_size,
-        v.fullatt_block_indexes,
         t.num_hidden_layers,
         t.hidden_size,
         t.num_attention_heads,

@@ -29,7 +29,7 @@ impl SelfTest {
     pub fn new(processor: &Processor) -> Result<Self, ScoreError> {
         let item = |prompt: &str, side, rgb8: &[u8]| {
             let picture = Picture::Raw { width: side, height: side, rgb8: rgb8.to_vec().into() };
-            processor.prepare(processor.admit(prompt, picture)?)
+            processor.prepare(processor.admit_all(prompt, vec![picture; processor.pictures()])?)
         };
         let [halves, board] = pictures();
         let crossed = |[one, other]: [&str; 2]| {

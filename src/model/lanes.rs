@@ -47,7 +47,7 @@ impl Lanes {
     pub fn split<'a, 's>(samples: &'a [&'s Sample]) -> Vec<&'a [&'s Sample]> {
         let (mut parts, mut start, mut patches) = (Vec::new(), 0, 0);
         for (n, sample) in samples.iter().enumerate() {
-            patches += sample.image.rows * sample.image.columns;
+            patches += sample.patches();
             if patches >= PATCHES || n + 1 == samples.len() {
                 parts.push(&samples[start..=n]);
                 (start, patches) = (n + 1, 0);
@@ -87,7 +87,7 @@ mod tests {
     use crate::model::Patches;
 
     fn sample(rows: usize, columns: usize) -> Sample {
-        Sample { input_ids: Vec::new(), image: Patches { rows, columns, pixels: Vec::new() } }
+        Sample { input_ids: Vec::new(), pictures: vec![Patches { rows, columns, pixels: Vec::new() }] }
     }
 
     #[test]

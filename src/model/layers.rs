@@ -26,6 +26,15 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// The tensors of the layer `name`, with their shapes.
+    pub fn tensors(name: &str, out: i64, input: i64, bias: bool) -> Vec<(String, Vec<i64>)> {
+        let mut list = vec![(format!("{name}.weight"), vec![out, input])];
+        if bias {
+            list.push((format!("{name}.bias"), vec![out]));
+        }
+        list
+    }
+
     /// Linear layers of one input, stacked into one: `names` without `.weight` and `.bias`.
     pub fn load(weights: &mut Weights, names: &[&str], bias: bool) -> Result<Self, CheckpointError> {
         let keys = |end: &str| names.iter().map(|n| format!("{n}.{end}")).collect::<Vec<_>>();
@@ -81,16 +90,127 @@ impl RmsNorm {
             // One kernel in place of seven.
             return x.rms_norm(self.weight.size(), Some(&self.weight), self.eps);
         }
-        let wide = x.to_kind(Kind::Float);
-        let mut scale = wide.square().mean_dim(-1, true, Kind::Float);
-        scale += self.eps;
-        let mut normed = (wide * scale.rsqrt_()).to_kind(x.kind());
+        let mut normed = normed(x, self.eps);
         normed *= &self.weight;
         normed
     }
 }
 
-/// The gated MLP of both towers: `down(silu(gate(x)) · up(x))`.
+/// The last axis over the root of its mean square, in fp32, in the number format of `x`.
+fn normed(x: &Tensor, eps: f64) -> Tensor {
+    let wide = x.to_kind(Kind::Float);
+    let mut scale = wide.square().mean_dim(-1, true, Kind::Float);
+    scale += eps;
+    (wide * scale.rsqrt_()).to_kind(x.kind())
+}
+
+/// The norms of each head's query and key, which Qwen3-VL's decoder has: one RMSNorm for all heads of the queries and
+/// one for those of the keys, computed together.
+#[derive(Debug)]
+pub struct HeadNorm {
+    /// `[heads, width]`, the numbers in the order of [`Linear::with_pairs_together`].
+    weight: Tensor,
+    eps: f64,
+}
+
+impl HeadNorm {
+    /// Takes the weights of norms: each by its name, and how many heads it is for.
+    pub fn load(weights: &mut Weights, norms: &[(String, i64)], eps: f64) -> Result<Self, CheckpointError> {
+        let mut rows = Vec::new();
+        for (name, heads) in norms {
+            let weight = weights.take(&format!("{name}.weight"))?;
+            let together = weight.unflatten(0, [2, -1]).transpose(0, 1).flatten(0, 1);
+            rows.push(together.unsqueeze(0).expand([*heads, -1], false));
+        }
+        Ok(Self { weight: Tensor::cat(&rows, 0), eps })
+    }
+
+    /// The norms of only `count` heads, from `start` on. Shares its weights.
+    pub fn narrow(&self, start: i64, count: i64) -> Self {
+        Self { weight: self.weight.narrow(0, start, count), eps: self.eps }
+    }
+
+    /// `[rows, heads, width]` to the same. What the order of a head's numbers is changes no mean.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        normed(x, self.eps) * &self.weight
+    }
+}
+
+/// `torch.nn.LayerNorm`.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Takes weight and bias of the norm `name`.
+    pub fn load(weights: &mut Weights, name: &str, eps: f64) -> Result<Self, CheckpointError> {
+        let mut take = |end| weights.take(&format!("{name}.{end}"));
+        Ok(Self { weight: take("weight")?, bias: take("bias")?, eps })
+    }
+
+    /// Normalises the last axis.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// What stands between the two layers of a [`PlainMlp`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gelu {
+    /// `x · sigmoid(1.702 x)`.
+    Quick,
+    /// By the error function.
+    Exact,
+    /// By the hyperbolic tangent.
+    Tanh,
+}
+
+/// An MLP without a gate: `down(gelu(up(x)))`.
+#[derive(Debug)]
+pub struct PlainMlp {
+    up: Linear,
+    down: Linear,
+    gelu: Gelu,
+}
+
+impl PlainMlp {
+    /// Takes the weights of two layers with biases.
+    pub fn load(weights: &mut Weights, [up, down]: [&str; 2], gelu: Gelu) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            up: Linear::load(weights, &[up], true)?,
+            down: Linear::load(weights, &[down], true)?,
+            gelu,
+        })
+    }
+
+    fn inner(&self, x: &Tensor) -> Tensor {
+        let mut inner = self.up.forward(x);
+        match self.gelu {
+            Gelu::Quick => {
+                let gate = (&inner * 1.702).sigmoid_();
+                inner *= gate;
+                inner
+            }
+            Gelu::Exact => inner.gelu_("none"),
+            Gelu::Tanh => inner.gelu_("tanh"),
+        }
+    }
+
+    /// `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.down.forward(&self.inner(x))
+    }
+
+    /// `x` plus the MLP's output for `y`, in the memory of `x`; all are `[rows, width]`.
+    pub fn add_to(&self, x: Tensor, y: &Tensor) -> Tensor {
+        self.down.add_to(x, &self.inner(y))
+    }
+}
+
+/// The gated MLP of the decoder and of Qwen2.5-VL's vision tower: `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
 pub struct GatedMlp {
     gate_up: Linear,
@@ -134,7 +254,7 @@ pub fn turns(angles: &Tensor) -> Tensor {
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::{Linear, rotate, turns};
+    use super::{HeadNorm, Linear, rotate, turns};
 
     /// The reference's own form, on the order of numbers that the checkpoint has.
     #[test]
@@ -156,5 +276,24 @@ mod tests {
         assert!(turned.allclose(&reference, 1e-5, 1e-5, false));
         // What is not turned keeps its order.
         assert!(ours.select(1, heads).allclose(&plain.select(1, heads), 1e-6, 1e-6, false));
+    }
+
+    /// Queries and keys have norms of their own, whose numbers follow the order that turning wants.
+    #[test]
+    fn heads_are_normed_each_by_its_own_weights() {
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (x, query, key) = (randn(&[5, 3, 8]), randn(&[8]), randn(&[8]));
+        let together = |t: &Tensor| t.unflatten(-1, [2, 4]).transpose(-1, -2).flatten(-2, -1);
+        let reference = |x: &Tensor, weight: &Tensor| {
+            let mean = x.square().mean_dim(-1, true, Kind::Float);
+            x * (mean + 1e-6).rsqrt() * weight
+        };
+        let expected =
+            Tensor::cat(&[reference(&x.narrow(1, 0, 2), &query), reference(&x.narrow(1, 2, 1), &key)], 1);
+        let weight = Tensor::stack(&[&query, &query, &key].map(together), 0);
+        let norm = HeadNorm { weight, eps: 1e-6 };
+        assert!(norm.forward(&together(&x)).allclose(&together(&expected), 1e-5, 1e-5, false));
+        let keys = norm.narrow(2, 1).forward(&together(&x.narrow(1, 2, 1)));
+        assert!(keys.allclose(&together(&expected.narrow(1, 2, 1)), 1e-5, 1e-5, false));
     }
 }

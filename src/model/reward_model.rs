@@ -3,11 +3,11 @@
 use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
+use super::backbone::{Activations, Backbone, Batch, Config, Shape, canonical_name};
 use super::checkpoint::{
     CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
 };
 use super::lanes::Lanes;
-use super::qwen2_5_vl::{Batch, Config, Probe, Qwen25Vl, Shape, canonical_name};
 use super::reward_head::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
@@ -19,7 +19,7 @@ const ROUNDING: f32 = 1e-5;
 /// A SpatialScore model on one device.
 #[derive(Debug)]
 pub struct RewardModel {
-    backbone: Qwen25Vl,
+    backbone: Backbone,
     head: RewardHead,
     /// On the CPU.
     lanes: Option<Lanes>,
@@ -111,6 +111,7 @@ impl Blueprint {
             max_pixels: None,
             output: Output::Gaussian,
             notice: None,
+            pictures: 1,
         };
         let mut tensors = config.tensors(vocabulary);
         tensors.push(("rm_head.weight".into(), vec![2, config.text.hidden_size]));
@@ -143,7 +144,7 @@ impl RewardModel {
         if !faults.is_empty() {
             return Err(CheckpointError::Tensors(faults));
         }
-        let backbone = Qwen25Vl::load(&mut weights, config, reward.positions, normalisation)?;
+        let backbone = Backbone::load(&mut weights, config, reward.positions, normalisation)?;
         let head = RewardHead::load(&mut weights, reward.output)?;
         let lanes = match backbone.device() {
             Device::Cpu => Some(Lanes::new().map_err(|e| CheckpointError::io("a thread", e))?),
@@ -164,10 +165,10 @@ impl RewardModel {
     /// As [`Scorer::score`].
     pub fn trace(&self, sample: &Sample) -> Result<Vec<(String, Tensor)>, ModelError> {
         let _no_grad = no_grad_guard();
-        let mut probe = Probe::keep();
-        let hidden = self.backbone.forward(&[sample], &mut probe)?;
-        probe.see("head", || self.head.forward(&hidden));
-        Ok(probe.into_stages())
+        let mut activations = Activations::keep();
+        let hidden = self.backbone.forward(&[sample], &mut activations)?;
+        activations.see("head", || self.head.forward(&hidden));
+        Ok(activations.into_stages())
     }
 }
 
@@ -179,7 +180,7 @@ impl RewardModel {
     fn run(&self, parts: Vec<Batch>) -> Tensor {
         let columns = |model: &Self, part: Batch| {
             let _no_grad = no_grad_guard();
-            model.head.forward(&model.backbone.run(&part, &mut Probe::default()))
+            model.head.forward(&model.backbone.run(&part, &mut Activations::default()))
         };
         let columns = match &self.lanes {
             Some(lanes) => lanes.run(self, parts, columns),

@@ -17,20 +17,25 @@ pub struct Patches {
     pub pixels: Vec<u8>,
 }
 
-/// One prompt with its picture, ready for the model.
+/// One prompt with its pictures, ready for the model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Token ids, the picture's placeholders expanded to one for each visual token, up to and including the
+    /// Token ids, each picture's placeholder expanded to one for each visual token, up to and including the
     /// token at which the reward is read: under causal attention nothing behind it matters.
     pub input_ids: Vec<u32>,
-    /// The picture.
-    pub image: Patches,
+    /// The pictures in the order of their placeholders; that which is judged is the last.
+    pub pictures: Vec<Patches>,
 }
 
 impl Sample {
     /// What the sample costs: text and visual tokens together.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
+    }
+
+    /// The patches of all pictures together.
+    pub fn patches(&self) -> usize {
+        self.pictures.iter().map(|picture| picture.rows * picture.columns).sum()
     }
 }
 

@@ -8,7 +8,7 @@ use super::image::Geometry;
 use crate::model::Normalisation;
 use crate::model::checkpoint::python_json::{is_falsy, number, one_of, quote, whole};
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
-use crate::model::qwen2_5_vl::Config;
+use crate::model::backbone::Config;
 
 const MODEL: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";

@@ -29,7 +29,7 @@ use self::resample::Rgb;
 use crate::config::Limits;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
-use crate::model::{Normalisation, Sample};
+use crate::model::{Normalisation, Patches, Sample};
 
 /// The field of an item that holds its prompt.
 const PROMPT: &str = "prompt";
@@ -37,6 +37,8 @@ const PROMPT: &str = "prompt";
 const ENCODED: &str = "image.encoded";
 /// The field of an item that holds raw pixels.
 const RAW: &str = "image.raw";
+/// The field of an item that holds the pictures before the one that is judged.
+const REFERENCES: &str = "references";
 
 /// What an item may cost. Checked before anything of that size is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,10 +94,10 @@ pub enum Picture {
     },
 }
 
-/// An item whose prompt is tokenised and whose picture is still as it was sent.
+/// An item whose prompt is tokenised and whose pictures are still as they were sent.
 pub struct Draft {
     input_ids: Vec<u32>,
-    source: Source,
+    sources: Vec<Source>,
     memory: usize,
 }
 
@@ -110,10 +112,10 @@ impl Draft {
         self.input_ids.len()
     }
 
-    /// The most bytes that [`Processor::prepare`] holds at once while it decodes the picture, by the file's header; 0
+    /// The most bytes that [`Processor::prepare`] holds at once while it decodes the pictures, by the file's header; 0
     /// for raw pixels, which are there already.
     pub fn decoding_memory(&self) -> u64 {
-        self.source.memory
+        self.sources.iter().map(|source| source.memory).sum()
     }
 
     /// The most bytes that [`Processor::prepare`] holds at once, resizing included, beside the picture as it was sent.
@@ -122,15 +124,16 @@ impl Draft {
     }
 
     /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
-    /// picture as it was sent.
+    /// pictures as they were sent.
     pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
-        let Source { width, height, bytes, format, .. } = &self.source;
         hasher.update(&(self.input_ids.len() as u64).to_le_bytes());
         for id in &self.input_ids {
             hasher.update(&id.to_le_bytes());
         }
-        hasher.update(&[u8::from(format.is_some())]);
-        hasher.update(&width.to_le_bytes()).update(&height.to_le_bytes()).update(bytes);
+        for Source { width, height, bytes, format, .. } in &self.sources {
+            hasher.update(&[u8::from(format.is_some())]).update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(&width.to_le_bytes()).update(&height.to_le_bytes()).update(bytes);
+        }
     }
 }
 
@@ -150,11 +153,31 @@ struct Source {
     format: Option<Format>,
     /// Bytes that decoding holds.
     memory: u64,
+    place: Place,
+}
+
+/// Which of an item's pictures.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The one that is judged.
+    Judged,
+    /// The one of this index among those before it.
+    Reference(usize),
+}
+
+impl Place {
+    /// A picture that can never be scored, and why.
+    fn refuse(self, encoded: bool, reason: impl fmt::Display) -> ScoreError {
+        match self {
+            Self::Judged => ScoreError::invalid(if encoded { ENCODED } else { RAW }, reason.to_string()),
+            Self::Reference(index) => ScoreError::invalid(REFERENCES, format!("[{index}]: {reason}")),
+        }
+    }
 }
 
 impl Source {
-    fn field(&self) -> &'static str {
-        if self.format.is_some() { ENCODED } else { RAW }
+    fn refuse(&self, reason: impl fmt::Display) -> ScoreError {
+        self.place.refuse(self.format.is_some(), reason)
     }
 }
 
@@ -205,25 +228,48 @@ impl Processor {
         self.normalisation
     }
 
-    /// Checks an item and says what it costs, without decoding its picture.
+    /// How many pictures an item has.
+    pub fn pictures(&self) -> usize {
+        self.prompts.pictures
+    }
+
+    /// As [`Processor::admit_all`], for a model that reads one picture.
     ///
     /// # Errors
     ///
-    /// [`ScoreError::Invalid`] for a prompt or a picture that can never be scored.
+    /// As there.
     pub fn admit(&self, prompt: &str, picture: Picture) -> Result<Draft, ScoreError> {
+        self.admit_all(prompt, vec![picture])
+    }
+
+    /// Checks an item and says what it costs, without decoding its pictures: as many as the model reads, the one that is
+    /// judged last.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError::Invalid`] for a prompt or pictures that can never be scored.
+    pub fn admit_all(&self, prompt: &str, pictures: Vec<Picture>) -> Result<Draft, ScoreError> {
         self.check_prompt(prompt)?;
-        let source = self.inspect(picture)?;
-        let refuse = |reason: String| ScoreError::invalid(source.field(), reason);
-        let size = self.geometry.resized((source.width, source.height)).map_err(|e| refuse(e.to_string()))?;
-        // A picture that EXIF turns on its side costs the same: the two sides only change places.
+        let (given, wanted) = (pictures.len(), self.pictures());
+        if given != wanted {
+            return Err(ScoreError::invalid(
+                REFERENCES,
+                format!("the model reads {wanted} pictures, the judged one among them; the item has {given}"),
+            ));
+        }
+        let place = |index| if index + 1 == given { Place::Judged } else { Place::Reference(index) };
+        let sources = pictures.into_iter().enumerate().map(|(n, picture)| self.inspect(picture, place(n)));
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let costs = sources.iter().map(|source| self.visual_tokens(source)).collect::<Result<Vec<_>, _>>()?;
         let limit = self.limits.max_item_tokens;
-        let visual_tokens = usize::try_from(self.geometry.visual_tokens(size))
-            .ok()
-            .filter(|&tokens| tokens <= limit)
-            .ok_or_else(|| {
-                refuse(format!("the picture alone is more than the {limit} tokens that an item may have"))
-            })?;
-        let input_ids = self.prompts.encode(prompt, visual_tokens)?;
+        let visual_tokens = costs.iter().fold(0, |sum: usize, &cost| sum.saturating_add(cost));
+        if visual_tokens > limit {
+            return Err(ScoreError::invalid(
+                REFERENCES,
+                format!("the pictures are {visual_tokens} tokens; an item may have {limit}"),
+            ));
+        }
+        let input_ids = self.prompts.encode(prompt, &costs)?;
         let (text_tokens, most_text) = (input_ids.len() - visual_tokens, self.limits.max_prompt_tokens);
         if text_tokens > most_text {
             return Err(ScoreError::invalid(
@@ -240,27 +286,52 @@ impl Processor {
                 ),
             ));
         }
-        let pixels = u64::from(source.width) * u64::from(source.height);
-        let memory = footprint(source.memory, pixels, size.0 * size.1);
-        Ok(Draft { input_ids, source, memory })
+        let memory = sources.iter().map(|source| self.memory(source)).sum::<Result<usize, _>>()?;
+        Ok(Draft { input_ids, sources, memory })
     }
 
-    /// Decodes, turns, resizes and cuts the picture.
+    /// What a picture is resized to. One that EXIF turns on its side costs the same: the two sides only change places.
+    fn resized(&self, source: &Source) -> Result<(u64, u64), ScoreError> {
+        self.geometry.resized((source.width, source.height)).map_err(|e| source.refuse(e))
+    }
+
+    /// The bytes that preparing a picture takes.
+    fn memory(&self, source: &Source) -> Result<usize, ScoreError> {
+        let (width, height) = self.resized(source)?;
+        Ok(footprint(source.memory, u64::from(source.width) * u64::from(source.height), width * height))
+    }
+
+    /// The visual tokens of a picture.
+    fn visual_tokens(&self, source: &Source) -> Result<usize, ScoreError> {
+        let size = self.resized(source)?;
+        let limit = self.limits.max_item_tokens;
+        let tokens =
+            usize::try_from(self.geometry.visual_tokens(size)).ok().filter(|&tokens| tokens <= limit);
+        tokens.ok_or_else(|| {
+            source.refuse(format!("the picture alone is more than the {limit} tokens that an item may have"))
+        })
+    }
+
+    /// Decodes, turns, resizes and cuts the pictures.
     ///
     /// # Errors
     ///
     /// [`ScoreError::Invalid`] for a picture that is truncated or corrupt.
     pub fn prepare(&self, draft: Draft) -> Result<Sample, ScoreError> {
-        let Draft { input_ids, source, .. } = draft;
-        let field = source.field();
-        let refuse = |reason: String| ScoreError::invalid(field, reason);
-        let Source { width, height, bytes, format, .. } = source;
+        let Draft { input_ids, sources, .. } = draft;
+        let pictures = sources.into_iter().map(|source| self.patches(source)).collect::<Result<_, _>>()?;
+        Ok(Sample { input_ids, pictures })
+    }
+
+    fn patches(&self, source: Source) -> Result<Patches, ScoreError> {
+        let Source { width, height, bytes, format, place, .. } = source;
+        let encoded = format.is_some();
+        let refuse = |reason: String| place.refuse(encoded, reason);
         let picture = match format {
             Some(format) => format.decode(&bytes, (width, height)).map_err(refuse)?,
             None => Rgb { width, height, pixels: bytes },
         };
-        let image = self.geometry.patches(&picture).map_err(refuse)?;
-        Ok(Sample { input_ids, image })
+        self.geometry.patches(&picture).map_err(refuse)
     }
 
     fn check_prompt(&self, prompt: &str) -> Result<(), ScoreError> {
@@ -276,36 +347,32 @@ impl Processor {
     }
 
     /// Finds the picture's size and holds it against the limit.
-    fn inspect(&self, picture: Picture) -> Result<Source, ScoreError> {
+    fn inspect(&self, picture: Picture, place: Place) -> Result<Source, ScoreError> {
         let source = match picture {
             Picture::Encoded(bytes) => {
-                let refuse = |reason| ScoreError::invalid(ENCODED, reason);
+                let refuse = |reason| place.refuse(true, reason);
                 let (held, limit) = (bytes.len(), self.limits.max_image_bytes);
                 if held > limit {
                     return Err(refuse(format!("the file has {held} bytes; it may have {limit}")));
                 }
                 let format = Format::detect(&bytes).map_err(refuse)?;
                 let Header { width, height, memory } = format.header(&bytes).map_err(refuse)?;
-                Source { width, height, bytes, format: Some(format), memory }
+                Source { width, height, bytes, format: Some(format), memory, place }
             }
             Picture::Raw { width, height, rgb8 } => {
-                Source { width, height, bytes: rgb8, format: None, memory: 0 }
+                Source { width, height, bytes: rgb8, format: None, memory: 0, place }
             }
         };
         let (width, height) = (source.width, source.height);
         let (pixels, limit) = (u64::from(width) * u64::from(height), self.limits.max_image_pixels);
         if pixels > limit {
-            return Err(ScoreError::invalid(
-                source.field(),
-                format!("the picture is {width} x {height}, {pixels} pixels; it may have {limit}"),
-            ));
+            return Err(source
+                .refuse(format!("the picture is {width} x {height}, {pixels} pixels; it may have {limit}")));
         }
         let (held, expected) = (source.bytes.len() as u64, u128::from(pixels) * 3);
         if source.format.is_none() && u128::from(held) != expected {
-            return Err(ScoreError::invalid(
-                RAW,
-                format!("{width} x {height} pixels of RGB are {expected} bytes; there are {held}"),
-            ));
+            return Err(source
+                .refuse(format!("{width} x {height} pixels of RGB are {expected} bytes; there are {held}")));
         }
         Ok(source)
     }

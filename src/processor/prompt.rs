@@ -1,4 +1,4 @@
-//! A caller's prompt to token ids: the twin of the reference's `Qwen2_5_VLProcessor` on text.
+//! A caller's prompt to token ids: the twin of the reference's `Qwen2_5_VLProcessor` and its kin on text.
 //!
 //! The conversation around the prompt never changes, so the chat template is rendered once, with a mark where
 //! the prompt goes, and cut at its special tokens. What is left for a request is to encode the one stretch of
@@ -23,6 +23,8 @@ const MAX_INSTRUCTION: usize = 64 << 10;
 const MAX_CONVERSATION: usize = 1 << 20;
 /// How often a prompt may stand in the conversation: each costs every caller tokens.
 const MAX_SLOTS: usize = 16;
+/// The most pictures of an item.
+const MAX_PICTURES: usize = 16;
 
 /// Stands for the prompt while the template is rendered: private-use characters, which no template looks at.
 const MARK: &str = "\u{f8e0}prompt\u{f8e1}";
@@ -45,6 +47,8 @@ pub(super) struct PromptEncoder {
     file: &'static str,
     /// Rows of the model's vocabulary: its ids are below.
     rows: u32,
+    /// How many pictures the conversation shows.
+    pub pictures: usize,
 }
 
 /// A part of the rendered conversation.
@@ -77,7 +81,7 @@ impl PromptEncoder {
     ///
     /// # Errors
     ///
-    /// A template that changes or drops the prompt or does not show exactly one picture, a reward token that is
+    /// A template that changes or drops the prompt or does not show each picture once, a reward token that is
     /// not one token or does not stand once behind prompt and picture, and a tokenizer whose ids for the whole
     /// conversation are not those of its parts.
     pub fn load(
@@ -86,8 +90,11 @@ impl PromptEncoder {
         image_token_id: u32,
     ) -> Result<Self, CheckpointError> {
         let TextTokenizer { tokenizer: reference, special_tokens, file } = TextTokenizer::load(files)?;
-        let template = ChatTemplate::load(files, special_tokens)?;
-        let conversation = Conversation { template, instruction: instruction(reward)? };
+        let conversation = Conversation {
+            template: ChatTemplate::load(files, special_tokens)?,
+            instruction: instruction(reward)?,
+            pictures: pictures(reward)?,
+        };
         let reward_id = reward_id(reward, &reference, file)?;
         let marked = conversation.with(MARK)?;
         check_slots(&marked, conversation.template.file)?;
@@ -96,8 +103,9 @@ impl PromptEncoder {
         let tokenizer = without_specials(&reference, &specials).map_err(refuse)?;
         check_words(&specials, &marked, file)?;
         let mut plan = plan(&marked, &specials, image_token_id, &tokenizer).map_err(refuse)?;
-        check_picture(&plan, image_token_id, conversation.template.file)?;
-        let whole = Self { tokenizer, plan: plan.clone(), file, rows: u32::MAX };
+        check_pictures(&plan, image_token_id, &conversation)?;
+        let pictures = conversation.pictures;
+        let whole = Self { tokenizer, plan: plan.clone(), file, rows: u32::MAX, pictures };
         whole.check_probes(&conversation, &marked, &reference, file)?;
         if let Some(id) = reward_id {
             plan = up_to_reward(plan, id)?;
@@ -105,14 +113,17 @@ impl PromptEncoder {
         Ok(Self { plan, ..whole })
     }
 
-    /// The ids of the conversation about a picture of so many visual tokens, up to the one at which the reward
+    /// The ids of the conversation about pictures of so many visual tokens each, up to the one at which the reward
     /// is read.
-    pub fn encode(&self, prompt: &str, visual_tokens: usize) -> Result<Vec<u32>, ScoreError> {
+    pub fn encode(&self, prompt: &str, visual_tokens: &[usize]) -> Result<Vec<u32>, ScoreError> {
         let mut ids = Vec::new();
+        let mut visual_tokens = visual_tokens.iter();
         for piece in &self.plan {
             match piece {
                 Piece::Ids(fixed) => ids.extend_from_slice(fixed),
-                Piece::Picture(id) => ids.extend(std::iter::repeat_n(*id, visual_tokens)),
+                Piece::Picture(id) => {
+                    ids.extend(std::iter::repeat_n(*id, visual_tokens.next().copied().unwrap_or_default()));
+                }
                 Piece::Caller { parts, trim } => {
                     let text = parts.join(prompt);
                     let encoding = self
@@ -174,7 +185,7 @@ impl PromptEncoder {
             }
             let refuse = |e: String| CheckpointError::invalid(file, e);
             let whole = reference.encode_fast(rendered, true).map_err(|e| refuse(e.to_string()))?;
-            let parts = self.encode(probe, 1).map_err(|e| refuse(e.to_string()))?;
+            let parts = self.encode(probe, &vec![1; self.pictures]).map_err(|e| refuse(e.to_string()))?;
             if whole.get_ids() != parts {
                 return Err(refuse(format!(
                     "the conversation with the prompt {probe:?} has other ids as a whole than part by part, cut \
@@ -190,11 +201,12 @@ impl PromptEncoder {
 struct Conversation<'a> {
     template: ChatTemplate,
     instruction: &'a str,
+    pictures: usize,
 }
 
 impl Conversation<'_> {
     fn with(&self, prompt: &str) -> Result<String, CheckpointError> {
-        self.template.render(&self.instruction.replace(SLOT, prompt))
+        self.template.render(self.pictures, &self.instruction.replace(SLOT, prompt))
     }
 }
 
@@ -220,6 +232,17 @@ fn instruction(reward: &RewardConfig) -> Result<&str, CheckpointError> {
         ));
     }
     Ok(&reward.instruction)
+}
+
+/// How many pictures an item has.
+fn pictures(reward: &RewardConfig) -> Result<usize, CheckpointError> {
+    match reward.pictures {
+        count @ 1..=MAX_PICTURES => Ok(count),
+        count => {
+            let reason = format!("pictures is {count}, must be from 1 to {MAX_PICTURES}");
+            Err(CheckpointError::invalid(REWARD_CONFIG, reason))
+        }
+    }
 }
 
 /// The id of the token at which the reward is read, or `None` where that is the last one.
@@ -343,17 +366,25 @@ fn plain(text: &str, trim: Trim, tokenizer: &Tokenizer) -> Result<Option<Piece>,
     Ok((!ids.is_empty()).then_some(Piece::Ids(ids)))
 }
 
-fn check_picture(plan: &[Piece], image_token_id: u32, file: &str) -> Result<(), CheckpointError> {
-    match plan.iter().filter(|piece| matches!(piece, Piece::Picture(_))).count() {
-        1 => Ok(()),
-        count => Err(CheckpointError::invalid(
-            file,
-            format!(
-                "the chat template writes the picture's placeholder (id {image_token_id}) {count} times for a \
-                 turn with one picture; it must do so once"
-            ),
-        )),
+/// Each picture has one placeholder, with something between any two: the reference takes what lies side by side for one.
+fn check_pictures(
+    plan: &[Piece],
+    image_token_id: u32,
+    conversation: &Conversation,
+) -> Result<(), CheckpointError> {
+    let is_picture = |piece: &Piece| matches!(piece, Piece::Picture(_));
+    let (count, wanted) = (plan.iter().filter(|piece| is_picture(piece)).count(), conversation.pictures);
+    let beside = plan.windows(2).any(|pair| pair.iter().all(is_picture));
+    if count == wanted && !beside {
+        return Ok(());
     }
+    let placeholder = format!("the chat template writes the picture's placeholder (id {image_token_id})");
+    let turn = match wanted {
+        1 => "a turn with one picture; it must do so once".to_owned(),
+        _ => format!("a turn with {wanted} pictures; it must do so once for each, with other tokens between"),
+    };
+    let found = if beside { "side by side".to_owned() } else { format!("{count} times") };
+    Err(CheckpointError::invalid(conversation.template.file, format!("{placeholder} {found} for {turn}")))
 }
 
 /// Drops what stands behind the reward token: under causal attention it cannot matter.

@@ -28,12 +28,11 @@ impl ChatTemplate {
         Ok(Self { file, template, special_tokens })
     }
 
-    /// The conversation up to where the model would answer: one user turn, the picture first, then `text`.
-    pub fn render(&self, text: &str) -> Result<String, CheckpointError> {
-        let picture = Value::map([("type", "image".into())]);
-        let words = Value::map([("type", "text".into()), ("text", text.into())]);
-        let content = Value::list(vec![picture, words]);
-        let turn = Value::map([("role", "user".into()), ("content", content)]);
+    /// The conversation up to where the model would answer: one user turn, so many pictures first, then `text`.
+    pub fn render(&self, pictures: usize, text: &str) -> Result<String, CheckpointError> {
+        let mut content = vec![Value::map([("type", "image".into())]); pictures];
+        content.push(Value::map([("type", "text".into()), ("text", text.into())]));
+        let turn = Value::map([("role", "user".into()), ("content", Value::list(content))]);
         let conversation = [
             ("messages", Value::list(vec![turn])),
             ("add_generation_prompt", Value::Bool(true)),

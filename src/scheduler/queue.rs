@@ -436,9 +436,9 @@ mod tests {
     /// A job of so many tokens, and where its answer comes.
     fn job(queue: &Arc<Queue>, claim: &Claim, tokens: usize) -> (Job, Reply) {
         let (reply, answer) = oneshot::channel();
-        let image = Patches { rows: 2, columns: 2, pixels: Vec::new() };
+        let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
         let job = Job {
-            sample: Sample { input_ids: vec![0; tokens], image },
+            sample: Sample { input_ids: vec![0; tokens], pictures },
             permit: queue.reserve(claim, &[tokens]).unwrap().pop(),
             claim: claim.clone(),
             reply,

@@ -26,8 +26,19 @@ pub struct Case {
 #[derive(Deserialize)]
 pub struct Item {
     pub prompt: String,
-    /// The picture's path, relative to the case's directory.
+    /// The judged picture's path, relative to the case's directory.
     pub image: PathBuf,
+    /// Those of the pictures before it.
+    #[serde(default)]
+    pub references: Vec<PathBuf>,
+}
+
+impl Item {
+    /// The files of all its pictures, in order.
+    pub fn files(&self, case: &Path) -> Vec<Vec<u8>> {
+        let paths = self.references.iter().chain([&self.image]);
+        paths.map(|path| std::fs::read(case.join(path)).unwrap()).collect()
+    }
 }
 
 impl Case {
@@ -76,12 +87,25 @@ impl Case {
 
     /// The sample as the reference's processor made it, so that the model is held to account alone.
     pub fn sample(&self, item: usize) -> Option<Sample> {
-        let grid = Vec::<i64>::try_from(self.golden(item, "grid")?).unwrap();
+        let grids = Vec::<i64>::try_from(self.golden(item, "grid")?.flatten(0, -1)).unwrap();
         let ids = Vec::<i64>::try_from(self.golden(item, "input_ids")?).unwrap();
         let pixels = Vec::<u8>::try_from(self.golden(item, "pixels")?.flatten(0, -1)).unwrap();
         Some(Sample {
             input_ids: ids.into_iter().map(|id| id as u32).collect(),
-            image: Patches { rows: grid[0] as usize, columns: grid[1] as usize, pixels },
+            pictures: cut(&grids, &pixels),
         })
     }
+}
+
+/// The patches of pictures that lie end to end, of these rows and columns.
+fn cut(grids: &[i64], pixels: &[u8]) -> Vec<Patches> {
+    let patches: i64 = grids.chunks(2).map(|grid| grid[0] * grid[1]).sum();
+    let size = pixels.len() / patches as usize;
+    let mut rest = pixels;
+    let pictures = grids.chunks(2).map(|grid| {
+        let (rows, columns) = (grid[0] as usize, grid[1] as usize);
+        let pixels = rest.split_off(..rows * columns * size).unwrap().to_vec();
+        Patches { rows, columns, pixels }
+    });
+    pictures.collect()
 }

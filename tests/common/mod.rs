@@ -201,7 +201,7 @@ impl Scorer for FakeScorer {
     type Running = (Instant, Vec<u8>);
 
     fn stage(&mut self, samples: &[&Sample]) -> Result<Vec<u8>, ModelError> {
-        Ok(samples.iter().map(|sample| sample.image.pixels[0]).collect())
+        Ok(samples.iter().map(|sample| sample.pictures[0].pixels[0]).collect())
     }
 
     fn launch(&mut self, shades: Vec<u8>) -> Result<(Instant, Vec<u8>), ModelError> {

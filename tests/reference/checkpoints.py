@@ -15,7 +15,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from reference import head_from
@@ -170,10 +178,12 @@ def randomise(model, seed):
     normal = lambda weight: torch.randn(weight.shape, generator=generator)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name or "ln_q" in name:
-                weight.copy_(1 + 0.2 * normal(weight))
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 weight.copy_(0.2 * normal(weight))
+            elif "norm" in name or "ln_q" in name:
+                weight.copy_(1 + 0.2 * normal(weight))
+            elif "pos_embed" in name:
+                weight.copy_(0.5 * normal(weight))
             elif "embed_tokens" in name:
                 weight.copy_(normal(weight))
             else:
@@ -192,10 +202,48 @@ def new_head(hidden, recipe):
     return head_from(layers | biases)
 
 
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration, "Qwen2VLProcessor"),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, "Qwen2_5_VLProcessor"),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, "Qwen3VLProcessor"),
+}
+
+
+def family_of(recipe):
+    return recipe.get("family", "qwen2_5_vl")
+
+
+def vision_config(recipe):
+    """The shape of the vision tower under its family's names."""
+    vision, out = recipe["vision"], recipe["text"]["hidden"]
+    shape = dict(depth=vision["depth"], num_heads=vision["heads"])
+    match family_of(recipe):
+        case "qwen2_vl":
+            return shape | dict(embed_dim=vision["hidden"], mlp_ratio=vision["ratio"], hidden_size=out)
+        case "qwen2_5_vl":
+            return shape | dict(
+                hidden_size=vision["hidden"],
+                intermediate_size=vision["intermediate"],
+                window_size=vision["window"],
+                fullatt_block_indexes=vision["full"],
+                out_hidden_size=out,
+                tokens_per_second=2,
+            )
+        case "qwen3_vl":
+            return shape | dict(
+                hidden_size=vision["hidden"],
+                intermediate_size=vision["intermediate"],
+                num_position_embeddings=vision["places"],
+                deepstack_visual_indexes=vision["deepstack"],
+                out_hidden_size=out,
+            )
+
+
 def new_model(recipe, rows, ids):
     """The model of a recipe with `rows` of vocabulary and random weights."""
     text = recipe["text"]
-    config = Qwen2_5_VLConfig(
+    config_class, model_class, _ = FAMILIES[family_of(recipe)]
+    config = config_class(
         text_config=dict(
             vocab_size=rows,
             max_position_embeddings=32768,
@@ -208,17 +256,9 @@ def new_model(recipe, rows, ids):
             num_attention_heads=text["heads"],
             num_key_value_heads=text["kv_heads"],
             rope_parameters=dict(rope_type="default", rope_theta=text["theta"], mrope_section=text["sections"]),
+            **{key: text[key] for key in ("head_dim", "attention_bias") if key in text},
         ),
-        vision_config=dict(
-            depth=recipe["vision"]["depth"],
-            hidden_size=recipe["vision"]["hidden"],
-            intermediate_size=recipe["vision"]["intermediate"],
-            num_heads=recipe["vision"]["heads"],
-            window_size=recipe["vision"]["window"],
-            fullatt_block_indexes=recipe["vision"]["full"],
-            out_hidden_size=text["hidden"],
-            tokens_per_second=2,
-        ),
+        vision_config=vision_config(recipe),
         tie_word_embeddings=recipe["tied"],
         **{
             f"{name}_token_id": ids[f"<|{token}|>"]
@@ -227,7 +267,7 @@ def new_model(recipe, rows, ids):
             ).items()
         },
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = model_class(config)
     model.rm_head = new_head(text["hidden"], recipe)
     randomise(model, recipe["seed"])
     return model.eval()
@@ -247,7 +287,7 @@ def old_config(config, dtype, scaling):
     for absent in ("rope_parameters", "dtype", "in_channels"):
         vision.pop(absent, None)
     config.pop("dtype", None)
-    vision |= {"model_type": "qwen2_5_vl", "in_chans": 3, "spatial_patch_size": vision["patch_size"]}
+    vision |= {"model_type": config["model_type"], "in_chans": 3, "spatial_patch_size": vision["patch_size"]}
     return (
         text
         | config
@@ -280,12 +320,13 @@ def write_texts(directory, tokenizer, recipe):
             said["chat_template"] = CHAT_TEMPLATE
     write_json(directory / "tokenizer_config.json", said)
 
-    images = Qwen2VLImageProcessorPil(min_pixels=recipe["pixels"][0], max_pixels=recipe["pixels"][1]).to_dict()
+    own = dict(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3) if family_of(recipe) == "qwen3_vl" else {}
+    images = Qwen2VLImageProcessorPil(min_pixels=recipe["pixels"][0], max_pixels=recipe["pixels"][1], **own).to_dict()
     if recipe["config"] == "old":
         # Those files name the limits by their old keys.
         size = images.pop("size")
         images |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    write_json(directory / "preprocessor_config.json", images | {"processor_class": "Qwen2_5_VLProcessor"})
+    write_json(directory / "preprocessor_config.json", images | {"processor_class": FAMILIES[family_of(recipe)][2]})
 
 
 def write_reward(directory, recipe):
@@ -296,7 +337,7 @@ def write_reward(directory, recipe):
     else:
         reward["reward_token"] = "last"
     reward |= {"positions": recipe["positions"], "output": recipe["output"]}
-    reward |= {key: recipe[key] for key in ("min_pixels", "max_pixels", "notice") if key in recipe}
+    reward |= {key: recipe[key] for key in ("min_pixels", "max_pixels", "pictures", "notice") if key in recipe}
     write_json(directory / "reward_config.json", reward)
 
 
@@ -344,6 +385,7 @@ def write_adapter(directory, model, recipe):
 def write_checkpoint(directory, recipe):
     """Writes the checkpoint that a recipe describes. A recipe holds
 
+    family (the model_type; absent: qwen2_5_vl), pictures (how many an item has; absent: one),
     seed, dtype (fp32, bf16, fp16), tied, lm_head (on disk although tied), keys (old, new), config (old, new), scaling
     (what `rope_scaling` says besides the sections, for an old config), shards (the greatest size of one), spare_rows
     (how many fewer rows than the config says), vocabulary (how many ordinary tokens, or a tokenizer), template (jinja,

@@ -6,7 +6,8 @@ For each case:
 
     OUT/CASE/checkpoint/           as `save_pretrained` would leave it, with reward_config.json
     OUT/CASE/items/{k}.png …       pictures
-    OUT/CASE/items.json            a list of {"prompt", "image"}; `image` is relative to OUT/CASE
+    OUT/CASE/items.json            a list of {"prompt", "image", "references"}; paths are relative to OUT/CASE; the
+                                   last is absent where an item has one picture
     OUT/CASE/golden.safetensors    "{k}/{stage}" for item k; reference.py names the stages. `pixel_values` is there
                                    for the smallest pictures only; the bytes behind it, `pixels`, always.
 
@@ -144,6 +145,153 @@ CASES = {
     ),
 }
 
+# Small enough for eight checkpoints more.
+SMALL = dict(
+    dtype="bf16",
+    tied=True,
+    keys="new",
+    vocabulary=300,
+    widths=(12, 6),
+)
+
+
+def qwen2(hidden=16, depth=2, heads=2, ratio=2):
+    return dict(hidden=hidden, depth=depth, heads=heads, ratio=ratio)
+
+
+def qwen3(deepstack, hidden=16, depth=2, heads=2, intermediate=24, places=16):
+    return dict(
+        hidden=hidden, depth=depth, heads=heads, intermediate=intermediate, places=places, deepstack=deepstack
+    )
+
+
+def decoder(sections, hidden=16, intermediate=24, layers=2, heads=2, kv_heads=1, theta=10000.0, **more):
+    shape = dict(hidden=hidden, intermediate=intermediate, layers=layers, heads=heads, kv_heads=kv_heads)
+    return shape | dict(theta=theta, sections=sections) | more
+
+
+CASES |= {
+    # Two pictures before the text, three and one besides; windows.
+    "several": SMALL
+    | dict(
+        pictures=2,
+        max_pixels=6272,
+        vision=dict(depth=2, hidden=16, intermediate=24, heads=2, window=56, full=[1]),
+        text=decoder([2, 1, 1]),
+        sizes=[[(60, 50), (150, 100)], [(90, 60)], [(40, 120), (84, 84), (30, 30)]],
+    ),
+    # Qwen2-VL: an MLP head, the grid.
+    "qwen2": SMALL
+    | dict(
+        family="qwen2_vl",
+        max_pixels=8000,
+        vision=qwen2(depth=3),
+        text=decoder([2, 1, 1], layers=3),
+        sizes=[(60, 50), (150, 100), (30, 200)],
+    ),
+    # The files as Qwen2-VL's own are: keys and configuration of old, with lm_head, tokens numbered flat.
+    "qwen2_old": SMALL
+    | dict(
+        family="qwen2_vl",
+        keys="old",
+        config="old",
+        scaling={"type": "mrope"},
+        tied=False,
+        template="json",
+        positions="flat",
+        vision=qwen2(heads=4, ratio=4),
+        text=decoder([1, 2, 1], kv_heads=2),
+        sizes=[(70, 130), (56, 56)],
+    ),
+    # fp16 in shards, a scalar at the last token, fewer rows than the config says, four queries to a key.
+    "qwen2_shards": SMALL
+    | dict(
+        family="qwen2_vl",
+        dtype="fp16",
+        shards="60KB",
+        spare_rows=33,
+        template="config",
+        instruction=INSTRUCTIONS[2],
+        reward_token=None,
+        output="scalar",
+        head=(),
+        max_pixels=6272,
+        vision=qwen2(ratio=3),
+        text=decoder([2, 1, 1], hidden=32, heads=4, kv_heads=1, theta=1000000.0),
+        sizes=[(84, 60), (40, 100)],
+    ),
+    # Several pictures without the grid, and an adapter on the tower too.
+    "qwen2_several": SMALL
+    | dict(
+        family="qwen2_vl",
+        pictures=2,
+        positions="flat",
+        max_pixels=4704,
+        lora=dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj", "qkv", "fc1", "fc2"]),
+        vision=qwen2(),
+        text=decoder([2, 1, 1]),
+        sizes=[[(60, 50), (50, 110)], [(56, 84), (30, 30), (84, 56)]],
+    ),
+    # Qwen3-VL: heads wider than a token's share, a deepstack behind two of three layers.
+    "qwen3": SMALL
+    | dict(
+        family="qwen3_vl",
+        max_pixels=9216,
+        vision=qwen3([0, 1], depth=3, places=25),
+        text=decoder([4, 2, 2], layers=3, head_dim=16),
+        sizes=[(60, 50), (150, 100), (200, 30)],
+    ),
+    # Untied, with biases, flat; more features than layers that take them, in no order.
+    "qwen3_flat": SMALL
+    | dict(
+        family="qwen3_vl",
+        tied=False,
+        template="config",
+        positions="flat",
+        max_pixels=9216,
+        vision=qwen3([2, 0, 1], depth=3),
+        text=decoder([2, 3, 3], head_dim=16, attention_bias=True),
+        sizes=[(70, 130), (64, 64)],
+    ),
+    # bf16 in shards, a scalar at the last token, sections that do not add up to half a head.
+    "qwen3_shards": SMALL
+    | dict(
+        family="qwen3_vl",
+        shards="60KB",
+        spare_rows=33,
+        template="json",
+        instruction=INSTRUCTIONS[0],
+        reward_token=None,
+        output="scalar",
+        head=(),
+        max_pixels=9216,
+        vision=qwen3([1], heads=4),
+        text=decoder([2, 1, 1], heads=4, kv_heads=2, theta=500000.0, head_dim=24),
+        sizes=[(84, 60), (40, 200)],
+    ),
+    # An adapter over both towers; limits of the preprocessor's own file.
+    "qwen3_lora": SMALL
+    | dict(
+        family="qwen3_vl",
+        pixels=(4096, 8192),
+        min_pixels=None,
+        max_pixels=None,
+        lora=dict(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj", "o_proj", "qkv", "linear_fc1", "linear_fc2"]),
+        vision=qwen3([0]),
+        text=decoder([4, 2, 2], head_dim=16),
+        sizes=[(100, 70), (64, 96)],
+    ),
+    "qwen3_several": SMALL
+    | dict(
+        family="qwen3_vl",
+        pictures=2,
+        max_pixels=6144,
+        vision=qwen3([0, 1]),
+        text=decoder([4, 2, 2], layers=3, head_dim=16),
+        sizes=[[(60, 50), (50, 140)], [(64, 96)], [(40, 40), (96, 64), (130, 60)]],
+    ),
+}
+
 SPREAD = dict(
     dtype="bf16",
     tied=True,
@@ -199,20 +347,25 @@ def make_case(directory, case, seed, texts=None):
     (directory / "items").mkdir()
     write_checkpoint(directory / "checkpoint", recipe_of(case, seed))
     texts = texts or prompts(rng, len(case["sizes"]))
-    sizes = [case["sizes"][k % len(case["sizes"])] for k in range(len(texts))]
-    items = [
-        {"prompt": text, "image": save_picture(directory, k, size, seed + k)}
-        for k, (text, size) in enumerate(zip(texts, sizes))
-    ]
+    items, saved = [], 0
+    for k, text in enumerate(texts):
+        sizes = case["sizes"][k % len(case["sizes"])]
+        names = []
+        for size in sizes if isinstance(sizes, list) else [sizes]:
+            names.append(save_picture(directory, saved, size, seed + saved))
+            saved += 1
+        item = {"prompt": text, "image": names.pop()}
+        items.append(item | ({"references": names} if names else {}))
     write_json(directory / "items.json", items)
 
     reference = Reference(directory / "checkpoint")
     check_tokenizer(reference, directory, [item["prompt"] for item in items])
     golden = {}
     for k, item in enumerate(items):
-        stages = reference.score(item["prompt"], directory / item["image"])
+        paths = [directory / name for name in item.get("references", []) + [item["image"]]]
+        stages = reference.score(item["prompt"], *paths)
         if not spells_special(item["prompt"]):
-            reference.check(item["prompt"], directory / item["image"])
+            reference.check(item["prompt"], *paths)
         assert all(stage.isfinite().all() for stage in stages.values())
         if len(stages["pixels"]) > 16:
             # `pixels` says the same at an eighth of the size.

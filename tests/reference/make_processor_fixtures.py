@@ -5,7 +5,7 @@
 OUT is where make_fixtures.py has written; the tokenizer is that of its case `mlp`. What comes out:
 
     OUT/processor/sizes.csv           10,000 lines: what transformers' smart_resize makes of a size at factor 28, or the
-                                      reason why it refuses
+                                      reason why it refuses; sizes32.csv: 2,000 at factor 32
     OUT/processor/tokens.json         a list of {"prompt", "ids", "conversation"}: the prompt by itself, special tokens
                                       in it as plain text; and the whole conversation, one placeholder for the picture
                                       (left out where the prompt is long)
@@ -38,17 +38,18 @@ from checkpoints import REWARD_TOKEN, SPECIAL, spatial_prompt, write_json
 from pictures import JFIF, adobe, animation, app1, drawing, jpeg, png, png_chunk, raw_profile, tiff
 from reference import Reference
 
-FACTOR = 28
+# The side of a visual token in pixels: of Qwen2-VL and Qwen2.5-VL, and of Qwen3-VL.
+FACTOR, QWEN3_FACTOR = 28, 32
 
 
 # Sizes
 
 
-def sizes(rng, count=10_000):
+def sizes(rng, factor, count):
     """(width, height, min_pixels, max_pixels): at random, and where a double's last bit or a tie decides."""
     limits = [(3136, 12845056), (3136, 1003520), (200704, 200704), (50176, 50176), (784, 784), (4 * 784, 1280 * 784)]
     for side in range(1, 60):
-        yield side * 14, 14 * rng.randint(1, 60), *rng.choice(limits)
+        yield side * factor // 2, factor // 2 * rng.randint(1, 60), *rng.choice(limits)
     for width, height in ((1, 1), (1, 200), (1, 201), (200, 1), (201, 1), (70, 14001), (70, 14000), (2, 400), (2, 401)):
         yield width, height, 3136, 12845056
         yield height, width, 1, 784
@@ -65,29 +66,29 @@ def sizes(rng, count=10_000):
         elif kind == 2:
             # Scaled down, both sides fall exactly on multiples of the factor, or a rounding error below them.
             rows, columns, scale = rng.randint(1, 40), rng.randint(1, 40), rng.randint(2, 30)
-            width, height, low, high = columns * scale, rows * scale, 1, rows * columns * FACTOR**2
+            width, height, low, high = columns * scale, rows * scale, 1, rows * columns * factor**2
             if width * height <= high:
-                width, height = width * FACTOR, height * FACTOR
+                width, height = width * factor, height * factor
         elif kind == 3:
             # The same upwards.
             rows, columns, scale = rng.randint(1, 40), rng.randint(1, 40), rng.randint(1, 14)
-            width, height, low = columns * scale, rows * scale, rows * columns * FACTOR**2
+            width, height, low = columns * scale, rows * scale, rows * columns * factor**2
             high = low * rng.choice((1, 2, 16))
         else:
             # Sides half-way between multiples: Python's round goes to the even one.
-            width, height = (FACTOR * rng.randint(0, 80) + FACTOR // 2 for _ in range(2))
+            width, height = (factor * rng.randint(0, 80) + factor // 2 for _ in range(2))
         yield width, height, low, high
         made += 1
 
 
-def make_sizes(path, rng):
+def make_sizes(path, rng, factor, count):
     refused = 0
     with path.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow("width height min_pixels max_pixels resized_height resized_width refusal".split())
-        for width, height, low, high in sizes(rng):
+        for width, height, low, high in sizes(rng, factor, count):
             try:
-                result = [*smart_resize(height, width, FACTOR, low, high), ""]
+                result = [*smart_resize(height, width, factor, low, high), ""]
             except ValueError as error:
                 result = ["", "", error]
                 refused += 1
@@ -417,8 +418,9 @@ def make(out, seed):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     rng = random.Random(seed)
-    make_sizes(directory / "sizes.csv", rng)
+    make_sizes(directory / "sizes.csv", rng, FACTOR, 10_000)
     make_tokens(directory / "tokens.json", Reference(out / "mlp/checkpoint"), rng)
+    make_sizes(directory / "sizes32.csv", random.Random(f"{seed} sizes32"), QWEN3_FACTOR, 2_000)
     make_images(directory, seed)
 
 

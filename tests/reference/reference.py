@@ -9,15 +9,17 @@ or, to score one pair from the shell:
     python tests/reference/reference.py CHECKPOINT PROMPT IMAGE
 
 Nothing of the model, the tokenizer or the image processor is written anew here: stages are caught by forward hooks on
-the modules of `Qwen2_5_VLForConditionalGeneration`, in fp32 on the CPU. The conversation is run whole; what stands
+the modules of the family's `…ForConditionalGeneration`, in fp32 on the CPU. The conversation is run whole; what stands
 behind the token where the reward is read is then cut off, which causal attention permits.
 
-`score` gives these tensors; T tokens up to and including the reward's, N patches in the image processor's order:
+`score` gives these tensors; T tokens up to and including the reward's, N patches in the image processor's order, those
+of several pictures one behind the other, when `grid` is [pictures, 2]:
 
     input_ids             [T] int64         vision.patch_embed    [N, D]
     grid                  [2] int64         vision.blocks.{i}     [N, D]       not in window order
     pixels                [N, 588] u8       vision.merger         [N/4, out]   row by row
-    pixel_values          [N, 1176]         head                  [outputs]    raw columns
+    pixel_values          [N, 1176]         vision.position_embed [N, D]       Qwen3-VL: learnt positions added
+    head                  [outputs] columns vision.deepstack.{i}  [N/4, out]   Qwen3-VL
     text.positions        [3, T] int64      mean, stddev          []           stddev only where output is gaussian
     text.embeddings       [T, D]            text.norm             [1, D]       the reward's row
     text.layers.{i}       [T, D]            text.layers.{last}    [1, D]       the reward's row
@@ -35,7 +37,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.image_utils import load_image
 from transformers.utils import logging
 from transformers.vision_utils import get_vision_window_index
@@ -102,7 +104,7 @@ def load_head(directory):
 def load_model(directory, dtype=torch.float32):
     """The backbone with the head at `rm_head`, the adapter, if there is one, merged."""
     directory = Path(directory)
-    config = Qwen2_5_VLConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory)
     embeddings = read_tensors(
         sorted(directory.glob("model*.safetensors")),
         lambda key: "rows" if key.endswith("embed_tokens.weight") else None,
@@ -118,7 +120,7 @@ def load_model(directory, dtype=torch.float32):
         for file in directory.iterdir():
             if not file.name.startswith("adapter"):
                 (Path(base) / file.name).symlink_to(file.resolve())
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model = AutoModelForImageTextToText.from_pretrained(
             base, config=config, dtype=dtype, attn_implementation="eager"
         )
     model.rm_head = load_head(directory)
@@ -150,42 +152,42 @@ class Reference:
 
     # What the model reads
 
-    def render(self, prompt):
-        """The conversation as text."""
+    def render(self, prompt, pictures=1):
+        """The conversation about so many pictures as text."""
         text = self.reward["instruction"].replace("{prompt}", prompt)
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        turn = {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
         return self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
 
-    def prompt_segment(self, prompt):
+    def prompt_segment(self, prompt, pictures):
         """The text between the template's special tokens in which the prompt stands, and what is before and behind."""
-        before, behind = self.render(SENTINEL).split(SENTINEL)
+        before, behind = self.render(SENTINEL, pictures).split(SENTINEL)
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         cuts = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         start = max((match.end() for match in cuts.finditer(before)), default=0)
         end = min((match.start() for match in cuts.finditer(behind)), default=len(behind))
         return before[:start], before[start:] + prompt + behind[:end], behind[end:]
 
-    def encode(self, prompt):
-        """Token ids with one placeholder for the picture. Special tokens that the prompt spells are plain text."""
-        before, segment, behind = self.prompt_segment(prompt)
+    def encode(self, prompt, pictures=1):
+        """Token ids with one placeholder for each picture. Special tokens that the prompt spells are plain text."""
+        before, segment, behind = self.prompt_segment(prompt, pictures)
         ids = lambda text, plain: self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)[
             "input_ids"
         ]
         return ids(before, False) + ids(segment, True) + ids(behind, False)
 
-    def read_image(self, path):
-        """Grid, bytes and values of a picture's patches."""
-        image = load_image(str(path))
-        values = self.processor.image_processor(image, return_tensors="pt")
-        plain = self.processor.image_processor(image, return_tensors="pt", do_rescale=False, do_normalize=False)
+    def read_images(self, paths):
+        """Grids, bytes and values of the patches of pictures."""
+        images = [load_image(str(path)) for path in paths]
+        values = self.processor.image_processor(images, return_tensors="pt")
+        plain = self.processor.image_processor(images, return_tensors="pt", do_rescale=False, do_normalize=False)
         pixels = plain["pixel_values"].unflatten(1, (3, 2, -1))[:, :, 0].flatten(1).to(torch.uint8)
         return values["image_grid_thw"], pixels, values["pixel_values"].float()
 
     def expand(self, ids, grid):
-        """The placeholder once for each visual token."""
-        visual = int(grid.prod()) // self.processor.image_processor.merge_size**2
+        """Each placeholder once for each visual token of its picture."""
+        visual = iter((grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist())
         placeholder = self.model.config.image_token_id
-        return [copy for id in ids for copy in [id] * (visual if id == placeholder else 1)]
+        return [copy for id in ids for copy in [id] * (next(visual) if id == placeholder else 1)]
 
     def reward_index(self, ids):
         """Where the reward is read."""
@@ -201,8 +203,10 @@ class Reference:
         """The decoder's output for every token."""
         inputs = {"input_ids": input_ids[None], "pixel_values": pixel_values, "image_grid_thw": grid}
         if self.reward["positions"] == "mrope":
-            # The model's own get_rope_index needs to know the visual tokens; without this it numbers tokens 0, 1, 2, …
+            # The model's own get_rope_index needs to know the visual tokens.
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.model.config.image_token_id).int()
+        else:
+            inputs["position_ids"] = torch.arange(len(input_ids)).expand(3, 1, -1)
         return self.model.model(**inputs, use_cache=False).last_hidden_state[0]
 
     def read_head(self, hidden):
@@ -214,29 +218,32 @@ class Reference:
         return rewards
 
     @torch.no_grad()
-    def mean(self, prompt, image):
+    def mean(self, prompt, *images):
         """The score alone, without hooks: for many items."""
-        grid, _, values = self.read_image(image)
-        ids = self.expand(self.encode(prompt), grid)
+        grid, _, values = self.read_images(images)
+        ids = self.expand(self.encode(prompt, len(images)), grid)
         hidden = self.forward(torch.tensor(ids), grid, values)
         return float(self.read_head(hidden[self.reward_index(ids)])["mean"])
 
     @torch.no_grad()
-    def score(self, prompt, image):
-        """Every stage on the way from (prompt, path of a picture) to the reward."""
-        grid, pixels, values = self.read_image(image)
-        ids = self.expand(self.encode(prompt), grid)
+    def score(self, prompt, *images):
+        """Every stage on the way from (prompt, paths of pictures) to the reward."""
+        grid, pixels, values = self.read_images(images)
+        ids = self.expand(self.encode(prompt, len(images)), grid)
         index = self.reward_index(ids)
         stages = {
             "input_ids": torch.tensor(ids[: index + 1]),
-            "grid": grid[0, 1:],
+            "grid": grid[:, 1:].squeeze(0),
             "pixels": pixels,
             "pixel_values": values,
         }
 
         visual, text = self.model.model.visual, self.model.model.language_model
-        windows, _ = get_vision_window_index(grid, visual.spatial_merge_size, visual.window_size, visual.patch_size)
-        patch_order = lambda x: x.unflatten(0, (-1, visual.spatial_merge_unit))[windows.argsort()].flatten(0, 1)
+        patch_order = lambda x: x
+        if hasattr(visual, "window_size"):
+            sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
+            windows, _ = get_vision_window_index(grid, *sizes)
+            patch_order = lambda x: x.unflatten(0, (-1, visual.spatial_merge_unit))[windows.argsort()].flatten(0, 1)
         hooks = []
 
         def catch(name, module, read):
@@ -249,7 +256,16 @@ class Reference:
         def catch_embeddings(_module, _args, kwargs):
             stages["text.embeddings"] = kwargs["inputs_embeds"][0, : index + 1]
 
+        def catch_placed(_module, args):
+            stages["vision.position_embed"] = args[0]
+
+        def catch_deepstack(_module, _args, output):
+            stages.update({f"vision.deepstack.{i}": x for i, x in enumerate(output.deepstack_features)})
+
         catch("vision.patch_embed", visual.patch_embed, lambda x: x)
+        if hasattr(visual, "pos_embed"):
+            hooks.append(visual.blocks[0].register_forward_pre_hook(catch_placed))
+            hooks.append(visual.register_forward_hook(catch_deepstack))
         for i, block in enumerate(visual.blocks):
             catch(f"vision.blocks.{i}", block, patch_order)
         catch("vision.merger", visual, lambda output: output.pooler_output)
@@ -268,15 +284,19 @@ class Reference:
         return {name: stage.detach().clone().contiguous() for name, stage in stages.items()}
 
     @torch.no_grad()
-    def check(self, prompt, image):
+    def check(self, prompt, *images):
         """Asserts that `score` is what transformers gives by its plainest path: processor, model, head, no hooks.
 
         Only for a prompt that spells no special token, since the plain path would let one in.
         """
-        stages = self.score(prompt, image)
-        plain = self.processor(text=[self.render(prompt)], images=[load_image(str(image))], return_tensors="pt")
+        stages = self.score(prompt, *images)
+        pictures = [load_image(str(image)) for image in images]
+        plain = self.processor(text=[self.render(prompt, len(images))], images=pictures, return_tensors="pt")
         if self.reward["positions"] == "flat":
             del plain["mm_token_type_ids"]
+            if self.model.config.model_type != "qwen2_5_vl":
+                # The other families refuse ids without a grid; this one numbers tokens 0, 1, 2, …
+                plain["position_ids"] = torch.arange(plain["input_ids"].shape[1]).expand(3, 1, -1)
         ids = plain["input_ids"][0].tolist()
         index = self.reward_index(ids)
         assert ids[: index + 1] == stages["input_ids"].tolist(), "tokens differ from transformers' own"

@@ -12,8 +12,8 @@ use tch::{Device, Kind};
 
 use super::{USAGE, fail};
 use crate::device::{Devices, Dtype};
+use crate::model::backbone::{Config, Shape};
 use crate::model::checkpoint::{BUILT_IN_NAME, CheckpointError, CheckpointFiles};
-use crate::model::qwen2_5_vl::{Config, Shape};
 use crate::model::{Blueprint, Normalisation, RewardModel, Sample, Score, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 

@@ -8,7 +8,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use super::{Arguments, Subject, median};
 use crate::device;
-use crate::model::qwen2_5_vl::{Config, forward_flops};
+use crate::model::backbone::{Config, forward_flops};
 use crate::model::{Patches, Sample};
 use crate::processor::{Picture, smart_resize};
 
@@ -146,12 +146,16 @@ impl Subject {
         let rgb8 = noise((side * side * 3) as usize);
         let sample = match &self.processor {
             Some(processor) => processor
-                .admit(PROMPT, Picture::Raw { width: side, height: side, rgb8: rgb8.into() })
+                .admit_all(PROMPT, {
+                    let picture = Picture::Raw { width: side, height: side, rgb8: rgb8.into() };
+                    vec![picture; processor.pictures()]
+                })
                 .and_then(|draft| processor.prepare(draft))
                 .map_err(|e| e.to_string())?,
             None => synthetic(&self.config, side)?,
         };
-        let flops = forward_flops(&self.config, sample.image.rows, sample.image.columns, sample.tokens());
+        let pictures: Vec<_> = sample.pictures.iter().map(|p| (p.rows, p.columns)).collect();
+        let flops = forward_flops(&self.config, &pictures, sample.tokens());
         Ok((sample, flops))
     }
 }
@@ -168,7 +172,7 @@ fn synthetic(config: &Config, side: u32) -> Result<Sample, String> {
     input_ids.extend(std::iter::repeat_n(config.image_token_id, picture));
     input_ids.extend(std::iter::repeat_n(word, TEXT_TOKENS - TEXT_TOKENS / 4));
     let pixels = noise(rows * columns * config.vision.patch_bytes());
-    Ok(Sample { input_ids, image: Patches { rows, columns, pixels } })
+    Ok(Sample { input_ids, pictures: vec![Patches { rows, columns, pixels }] })
 }
 
 fn noise(length: usize) -> Vec<u8> {

@@ -7,10 +7,6 @@ use super::python_json::{quote, whole};
 use super::{CheckpointError, CheckpointFiles};
 
 const FILE: &str = "reward_config.json";
-/// The most bytes of an instruction.
-const MAX_INSTRUCTION: usize = 64 << 10;
-/// How often an instruction may ask for the prompt: each time all of it is in the conversation once more.
-const MAX_PROMPTS: usize = 16;
 /// The most pixels of a picture that may be asked for.
 const MAX_PIXELS: u64 = 1 << 32;
 
@@ -35,6 +31,9 @@ pub struct RewardConfig {
     pub max_pixels: Option<u64>,
     /// What the head's columns mean.
     pub output: Output,
+    /// How many pictures the conversation shows before its text: references first, then that which is judged.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub pictures: usize,
     /// What the checkpoint's makers want its callers to know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
@@ -52,15 +51,6 @@ impl RewardConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        let (bytes, prompts) = (self.instruction.len(), self.instruction.matches("{prompt}").count());
-        if bytes > MAX_INSTRUCTION {
-            return Err(format!("instruction has {bytes} bytes; it may have {MAX_INSTRUCTION}"));
-        }
-        if prompts > MAX_PROMPTS {
-            return Err(format!(
-                "instruction has {{prompt}} {prompts} times; it may have it {MAX_PROMPTS} times"
-            ));
-        }
         for (key, pixels) in [("min_pixels", self.min_pixels), ("max_pixels", self.max_pixels)] {
             if let Some(pixels) = pixels.filter(|pixels| !(1..=MAX_PIXELS).contains(pixels)) {
                 return Err(format!("{key} is {pixels}, must be 1 to {MAX_PIXELS}"));
@@ -86,6 +76,14 @@ fn pixels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::
     }
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(pictures: &usize) -> bool {
+    *pictures == 1
+}
+
 /// The token whose hidden state the head reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -100,7 +98,7 @@ pub enum RewardToken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
-    /// The multimodal grid: `Qwen2_5_VLModel.get_rope_index`.
+    /// The multimodal grid: the reference's `get_rope_index`.
     Mrope,
     /// 0, 1, 2, … on all three axes, as trainers do that pass `inputs_embeds` alone.
     Flat,
