@@ -145,6 +145,8 @@ pub struct Limits {
     pub max_image_bytes: usize,
     /// Calls of one caller at once.
     pub max_calls_per_caller: usize,
+    /// Refusals of one caller in a second.
+    pub max_refusals_per_second: u32,
     /// The time in which a message must arrive that was begun.
     pub message_timeout: Duration,
 }
@@ -275,6 +277,7 @@ impl Settings {
                 max_prompt_tokens: r.number("limits.max_prompt_tokens", 1..=MOST_TOKENS),
                 max_image_bytes: r.number("limits.max_image_bytes", 1..=1 << 30),
                 max_calls_per_caller: r.number("limits.max_calls_per_caller", 1..=1 << 20),
+                max_refusals_per_second: r.number("limits.max_refusals_per_second", 1..=1 << 20),
                 message_timeout: Duration::from_secs(r.number("limits.message_timeout_seconds", 1..=86400)),
             },
             tokens_file: r.path("auth.tokens_file"),

@@ -235,7 +235,7 @@ async fn open(
     let limits = &settings.limits;
     let gate = Gate::new(tokens(settings)?, limits);
     let calls = ServiceBuilder::new().layer(CallLayer).layer(gate);
-    let wire = Wire::new(certificates(settings)?, settings.server.clone());
+    let wire = Wire::new(certificates(settings)?, settings);
     let (close, closed) = watch::channel(false);
     let mut ports = JoinSet::new();
     if let Some(listener) = http {

@@ -1,8 +1,8 @@
-//! Who may call, how much at once, and how slowly.
+//! Who may call, how much at once, how slowly, and how often in vain.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::future::{Future, ready};
+use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, Request, Response, header};
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
@@ -19,6 +20,7 @@ use tracing::Span;
 use super::http_path;
 use super::in_flight::{Arrivals, Counted, InFlight};
 use super::punctual::Punctual;
+use super::refusals::Refusals;
 use super::status::of_call;
 use crate::auth::{Followed, Tokens};
 use crate::caller::Caller;
@@ -47,6 +49,7 @@ struct Rules {
     max_calls: usize,
     message_timeout: Duration,
     in_flight: Arc<InFlight>,
+    refusals: Refusals,
     /// How many calls each caller has open. Callers without any are left out.
     open: Mutex<HashMap<Caller, usize>>,
 }
@@ -83,20 +86,22 @@ impl Gate {
             max_calls: limits.max_calls_per_caller,
             message_timeout: limits.message_timeout,
             in_flight: InFlight::new(limits),
+            refusals: Refusals::new(limits.max_refusals_per_second),
             open: Mutex::default(),
         }))
     }
 
-    /// Who calls, with its place where the call needs one.
-    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), ScoreError> {
+    /// Who calls, with its place where the call needs one; or why it may not, and whom that is said to.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
         let path = request.uri().path();
         let rules = &self.0;
+        let address = by_address(request.extensions().get());
         let caller = match &rules.tokens {
             Some(tokens) if !path.starts_with(HEALTH) && path != http_path::HEALTH => {
                 let tokens = Arc::clone(&tokens.borrow());
-                by_token(&tokens, request.headers())?
+                by_token(&tokens, request.headers()).map_err(|error| (error, address))?
             }
-            _ => by_address(request.extensions().get()),
+            _ => address,
         };
         if !path.starts_with(SCORING) && ![http_path::SCORE, http_path::COMPUTE].contains(&path) {
             return Ok((caller, None));
@@ -104,7 +109,7 @@ impl Gate {
         let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = open.entry(caller.clone()).or_default();
         if *calls >= rules.max_calls {
-            return Err(ScoreError::TooManyCalls { limit: rules.max_calls });
+            return Err((ScoreError::TooManyCalls { limit: rules.max_calls }, caller));
         }
         *calls += 1;
         let held = Held { rules: Arc::clone(rules), caller: caller.clone() };
@@ -170,24 +175,33 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rules = Arc::clone(&self.gate.0);
+        let refuse = |error: &ScoreError, rules: Arc<Rules>, caller: Caller| -> Self::Future {
+            let refusal = of_call(error).into_http();
+            let stranger = matches!(error, ScoreError::Unauthenticated(_));
+            Box::pin(async move {
+                rules.refusals.turn(&caller, stranger).await;
+                Ok(refusal)
+            })
+        };
         let (caller, place) = match self.gate.admit(&request) {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(ready(Ok(of_call(&error).into_http()))),
+            Err((error, caller)) => return refuse(&error, rules, caller),
         };
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
-        let limit = self.gate.0.message_timeout;
+        let limit = rules.message_timeout;
         let whole = !STREAMS.iter().any(|stream| request.uri().path().ends_with(stream));
         request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
         if place.is_some() {
-            let (room, arrivals) = (Arc::clone(&self.gate.0.in_flight), Arrivals::default());
+            let (room, arrivals) = (Arc::clone(&rules.in_flight), Arrivals::default());
             request.extensions_mut().insert(arrivals.clone());
             if http_path::ALL.contains(&request.uri().path()) {
                 if let Err(error) =
                     arrivals.announce(&room, &caller, http_body::Body::size_hint(request.body()))
                 {
-                    return Box::pin(ready(Ok(of_call(&error).into_http())));
+                    return refuse(&error, rules, caller);
                 }
             } else {
                 let patience = (!whole).then_some(limit);
@@ -195,11 +209,15 @@ where
                     .map(|body| Body::new(Counted::new(body, room, caller.clone(), arrivals, patience)));
             }
         }
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(caller.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
-            if let Some(place) = place {
+            if Status::from_header_map(response.headers()).is_some() {
+                // Nothing but words is left of the call.
+                drop(place);
+                rules.refusals.turn(&caller, false).await;
+            } else if let Some(place) = place {
                 response.extensions_mut().insert(place);
             }
             Ok(response)

@@ -1,7 +1,7 @@
 //! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
 //!
 //! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much at once: `in_flight`, how slowly:
-//! `punctual`), then its handler here, which turns messages to work with `convert`, hands it to the engine, and turns
+//! `punctual`, how often refused: `refusals`), then its handler here, which turns messages to work with `convert`, hands it to the engine, and turns
 //! what comes back to messages; errors become statuses by the one table in `status`.
 
 mod calls;
@@ -10,6 +10,7 @@ mod framing;
 mod gate;
 mod in_flight;
 mod punctual;
+mod refusals;
 mod status;
 
 use std::pin::Pin;

@@ -3,15 +3,16 @@
 //! In place of tonic's own accept loop, which can neither bound connections nor close idle ones nor take new
 //! certificates.
 
+mod io;
+mod read_on;
+
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -19,19 +20,22 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use metrics::{counter, gauge};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::auth::Followed;
-use crate::config::ServerSettings;
+use crate::config::{ServerSettings, Settings};
 use crate::service::{OpenCall, Peer};
 use crate::telemetry::{CONNECTIONS, CONNECTIONS_REFUSED};
+
+use self::io::{Lingering, Returning};
+use self::read_on::ReadOn;
 
 /// HTTP/2 flow control: how far a caller may send ahead on one call, and on one connection.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -44,8 +48,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an idle connection may take to close in order, before it is cut.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an HTTP/1.1 connection that the server ends is read on for.
-const LINGER: Duration = Duration::from_secs(30);
 /// The pause after a failure to accept: out of file descriptors, most likely, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,14 +55,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Wire {
     tls: Option<Followed<ServerConfig>>,
     settings: ServerSettings,
+    max_message_bytes: usize,
     places: Arc<Semaphore>,
 }
 
 impl Wire {
     /// Connections with TLS, or in plain text, within the limits of the settings.
-    pub fn new(tls: Option<Followed<ServerConfig>>, settings: ServerSettings) -> Arc<Self> {
+    pub fn new(tls: Option<Followed<ServerConfig>>, settings: &Settings) -> Arc<Self> {
+        let (max_message_bytes, settings) = (settings.limits.max_message_bytes, settings.server.clone());
         let places = Arc::new(Semaphore::new(settings.max_connections));
-        Arc::new(Self { tls, settings, places })
+        Arc::new(Self { tls, settings, max_message_bytes, places })
     }
 }
 
@@ -185,23 +189,26 @@ impl Connection {
     {
         let calls = Arc::new(watch::Sender::new(0_u64));
         let peer = Peer(self.peer.ip());
+        let most = self.wire.max_message_bytes;
         let answer = {
             let calls = Arc::clone(&calls);
             service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(peer);
                 request.extensions_mut().insert(OpenCall::on(&calls));
-                service.clone().oneshot(request.map(Body::new))
+                let waits = request.headers().contains_key(header::EXPECT);
+                service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, waits))))
             })
         };
         match self.protocol {
             Protocol::Http1 => {
-                let io = TokioIo::new(Lingering { io, limit: None });
+                let io = TokioIo::new(Lingering::new(io));
                 // One that is slow about its headers is idle.
                 let connection = http1::Builder::new().header_read_timeout(None).serve_connection(io, answer);
                 self.drive(connection, &calls).await;
             }
             Protocol::Http2 => {
-                let connection = http2(&self.wire.settings).serve_connection(TokioIo::new(io), answer);
+                let connection =
+                    http2(&self.wire.settings).serve_connection(TokioIo::new(Returning::new(io)), answer);
                 self.drive(connection, &calls).await;
             }
         }
@@ -245,6 +252,11 @@ fn http2(settings: &ServerSettings) -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_concurrent_streams(settings.max_streams)
+        // A client may cancel all of its calls at once, and a busy server read of each that it began and that it ended.
+        .max_pending_accept_reset_streams(settings.max_streams as usize)
+        // Frames of calls that were reset are no reason to end those of others. Who does not read the resets is not
+        // read itself.
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(settings.keepalive)
         .keep_alive_timeout(
             settings.keepalive.map_or(KEEPALIVE_TIMEOUT, |every| every.min(KEEPALIVE_TIMEOUT)),
@@ -262,56 +274,6 @@ async fn idle(calls: &watch::Sender<u64>, limit: Option<Duration>) {
         sleep(limit).await;
         if calls.is_closed() && *calls.borrow() == before {
             return;
-        }
-    }
-}
-
-/// A connection that, once the server has said its last word, is read on until the other end closes it too. Who is
-/// refused before all is sent would find its connection reset, and not see why: a socket that is closed with unread bytes
-/// takes the answer with it.
-struct Lingering<I> {
-    io: I,
-    /// Runs once nothing more is written.
-    limit: Option<Pin<Box<Sleep>>>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Lingering<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
-    }
-}
-
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, limit } = self.get_mut();
-        if limit.is_none() {
-            ready!(Pin::new(&mut *io).poll_shutdown(context))?;
-        }
-        let limit = limit.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut ignored = [0; 8 << 10];
-        loop {
-            let mut buffer = ReadBuf::new(&mut ignored);
-            match Pin::new(&mut *io).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return limit.as_mut().poll(context).map(Ok),
-            }
         }
     }
 }
