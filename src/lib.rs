@@ -15,7 +15,7 @@
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
 //! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what
+//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`process`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what
 //! the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -30,6 +30,7 @@ pub mod engine;
 pub mod error;
 pub mod http;
 pub mod model;
+pub mod process;
 pub mod processor;
 pub mod proto;
 pub mod scheduler;

@@ -107,7 +107,7 @@ pub async fn run(
 ) -> Result<(), ServerError> {
     let scrapes = async {
         match (listeners.metrics, metrics) {
-            (Some(listener), Some(handle)) => telemetry::serve_metrics(listener, handle).await,
+            (Some(listener), Some(handle)) => transport::serve_metrics(listener, handle).await,
             _ => std::future::pending().await,
         }
     };

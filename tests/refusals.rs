@@ -132,7 +132,7 @@ impl Neighbours {
         self.stop.send(true).unwrap();
         let (calls, stream) =
             (soon(self.calls).await.unwrap().unwrap(), soon(self.stream).await.unwrap().unwrap());
-        assert!(calls > 10 && stream > 10, "{calls} calls and {stream} items of a stream");
+        assert!(calls > 0 && stream > 0, "{calls} calls and {stream} items of a stream");
     }
 }
 

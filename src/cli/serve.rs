@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{USAGE, fail};
 use crate::config::{Settings, Sources};
+use crate::process;
 use crate::server::{self, Listeners};
 use crate::telemetry;
 use crate::trace::Export;
@@ -184,8 +185,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(mut settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     tracing::debug!(?settings, "the settings");
+    process::fit_descriptors(&mut settings.server)?;
+    process::give_memory_back()?;
     let shutdown = shutdown()?;
     let metrics = telemetry::init_metrics()?;
     let listeners = Listeners::bind(&settings).await?;

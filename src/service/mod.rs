@@ -9,6 +9,7 @@ mod convert;
 mod framing;
 mod gate;
 mod in_flight;
+mod peer;
 mod punctual;
 mod refusals;
 mod status;
@@ -32,7 +33,8 @@ use crate::proto::spatial_score_service_server::SpatialScoreService;
 use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
-pub use gate::{Gate, Gated, Peer};
+pub use gate::{Gate, Gated};
+pub use peer::Peer;
 pub use status::{label as code_name, of_call, status};
 
 /// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.

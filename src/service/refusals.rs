@@ -1,6 +1,7 @@
 //! How many refusals a caller may have at once: a refusal costs little, and a caller without patience asks for many.
 //!
-//! One more than it may have is held back until its turn. No other call of its connection is.
+//! One more than it may have is held back until its turn, and no other call of its connection is. A stranger's is said at
+//! once: there the connection is not read until then, which keeps nothing.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +9,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::peer::Peer;
 use crate::caller::Caller;
 
 /// How long a refusal is held back at most. What is open then is bounded by the calls that may be.
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stranger is not read at most: its next call may be one that shows a token.
+const MOST_PAUSE: Duration = Duration::from_secs(1);
 /// The refusals that a caller may have at once, as the time in which it may have them one after the other.
 const BURST: Duration = Duration::from_secs(1);
 
@@ -38,11 +42,15 @@ impl Refusals {
     }
 
     /// Waits for the turn of one more refusal of this caller. A `stranger` waits for its turn among all others too.
-    pub async fn turn(&self, caller: &Caller, stranger: bool) {
+    pub async fn turn(&self, caller: &Caller, stranger: bool, peer: Option<&Peer>) {
         let now = Instant::now();
         let due = self.due(caller, stranger, now);
-        if due > now {
-            sleep_until(due).await;
+        if due <= now {
+            return;
+        }
+        match peer {
+            Some(peer) if !peer.is_known() => peer.pause(due.min(now + MOST_PAUSE)),
+            _ => sleep_until(due).await,
         }
     }
 
@@ -76,7 +84,7 @@ mod tests {
         let start = Instant::now();
         let turns = (0..callers * each).map(|n| async move {
             let name = (n % callers).to_string();
-            refusals.turn(&Caller(name.as_str().into()), stranger).await;
+            refusals.turn(&Caller(name.as_str().into()), stranger, None).await;
             start.elapsed().as_millis()
         });
         futures::future::join_all(turns).await

@@ -7,22 +7,27 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, sleep_until};
+
+use crate::service::Peer;
 
 /// How long an HTTP/1.1 connection that the server ends is read on for.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// An HTTP/2 connection that reads nothing while the other end does not take what there is to be written: it answers
-/// frames with frames, and would keep them all.
+/// A connection that reads nothing while the other end does not take what there is to be written, since frames are answered
+/// with frames, which would all be kept; and nothing of a stranger that is to wait.
 pub(super) struct Returning<I> {
     io: I,
+    peer: Peer,
+    /// Runs while a stranger waits.
+    pause: Option<Pin<Box<Sleep>>>,
     /// Whether something waits to be written.
     stuck: bool,
 }
 
 impl<I> Returning<I> {
-    pub(super) fn new(io: I) -> Self {
-        Self { io, stuck: false }
+    pub(super) fn new(io: I, peer: Peer) -> Self {
+        Self { io, peer, pause: None, stuck: false }
     }
 
     /// Notes whether a write got through. Whoever wanted to read meanwhile tries again.
@@ -41,7 +46,17 @@ impl<I: AsyncRead + Unpin> AsyncRead for Returning<I> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // The writer has left word with the socket, for the task of both.
-        if self.stuck { Poll::Pending } else { Pin::new(&mut self.io).poll_read(context, buffer) }
+        if self.stuck {
+            return Poll::Pending;
+        }
+        if let Some(until) = self.peer.paused() {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            if pause.deadline() != until {
+                pause.as_mut().reset(until);
+            }
+            ready!(pause.as_mut().poll(context));
+        }
+        Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }
 
