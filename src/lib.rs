@@ -16,14 +16,13 @@
 //! 7. [`model`]: Qwen2.5-VL and the reward head on libtorch. No network, no tokio.
 //!
 //! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`process`], [`telemetry`] and [`trace`] may be used by all; [`cli`] is what
-//! the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
+//! the binary does with them, [`proto`] the contract on the wire.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod auth;
 pub mod caller;
 pub mod cli;
-pub mod codec;
 pub mod config;
 pub mod device;
 pub mod engine;

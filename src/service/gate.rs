@@ -220,8 +220,10 @@ where
                 }
             } else {
                 let patience = (!whole).then_some(limit);
-                request = request
-                    .map(|body| Body::new(Counted::new(body, room, caller.clone(), arrivals, patience)));
+                let gzip = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
+                request = request.map(|body| {
+                    Body::new(Counted::new(body, room, caller.clone(), arrivals, patience, gzip))
+                });
             }
         }
         request.extensions_mut().insert(caller.clone());

@@ -6,6 +6,7 @@
 
 mod calls;
 mod convert;
+mod fields;
 mod framing;
 mod gate;
 mod in_flight;
@@ -146,9 +147,10 @@ impl SpatialScoreService for Handlers {
 
     async fn get_model(
         &self,
-        _: Request<proto::GetModelRequest>,
+        request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
         let engine = self.engine().map_err(|error| of_call(&error))?;
+        arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
         Ok(Response::new(convert::model(engine.info(), engine.limits())))
     }
 }

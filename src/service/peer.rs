@@ -58,7 +58,8 @@ impl Peer {
 
     /// Reads nothing more of a stranger until then.
     pub fn pause(&self, until: Instant) {
-        *self.0.pause.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        let mut pause = self.0.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        *pause = (*pause).max(Some(until));
     }
 
     /// Until when nothing is read.

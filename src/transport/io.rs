@@ -11,6 +11,8 @@ use tokio::time::{Sleep, sleep, sleep_until};
 
 use crate::service::Peer;
 
+/// What is read of a stranger before others have their turn. What it begins meanwhile is bounded before more is read.
+const STRANGERS_SHARE: usize = 4 << 10;
 /// How long an HTTP/1.1 connection that the server ends is read on for.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -23,11 +25,13 @@ pub(super) struct Returning<I> {
     pause: Option<Pin<Box<Sleep>>>,
     /// Whether something waits to be written.
     stuck: bool,
+    /// Whether others come first now.
+    had_turn: bool,
 }
 
 impl<I> Returning<I> {
     pub(super) fn new(io: I, peer: Peer) -> Self {
-        Self { io, peer, pause: None, stuck: false }
+        Self { io, peer, pause: None, stuck: false, had_turn: false }
     }
 
     /// Notes whether a write got through. Whoever wanted to read meanwhile tries again.
@@ -49,6 +53,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Returning<I> {
         if self.stuck {
             return Poll::Pending;
         }
+        if self.peer.is_known() {
+            return Pin::new(&mut self.io).poll_read(context, buffer);
+        }
+        if std::mem::take(&mut self.had_turn) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(until) = self.peer.paused() {
             let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
             if pause.deadline() != until {
@@ -56,7 +67,13 @@ impl<I: AsyncRead + Unpin> AsyncRead for Returning<I> {
             }
             ready!(pause.as_mut().poll(context));
         }
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let mut share = [0; STRANGERS_SHARE];
+        let most = share.len().min(buffer.remaining());
+        let mut share = ReadBuf::new(share.split_at_mut(most).0);
+        ready!(Pin::new(&mut self.io).poll_read(context, &mut share))?;
+        self.had_turn = !share.filled().is_empty();
+        buffer.put_slice(share.filled());
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -26,13 +26,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::auth::Followed;
-use crate::config::{ServerSettings, Settings};
+use crate::config::{Limits, ServerSettings, Settings};
 use crate::service::OpenCall;
 use crate::telemetry::CONNECTIONS;
 
@@ -47,6 +47,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest frame that a caller may send. Each is held whole before anything counts its bytes.
 const FRAME: u32 = 1 << 16;
+/// How long a stranger is not read that has more calls open than it may.
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
 /// The most that is read of an HTTP/1.1 connection before it is looked at.
 const HTTP1_BUFFER: usize = 1 << 16;
 /// How long a connection may take to say its first word, and a TLS handshake to end.
@@ -63,19 +65,21 @@ pub struct Wire {
     tls: Option<Followed<ServerConfig>>,
     settings: ServerSettings,
     max_message_bytes: usize,
+    max_stranger_calls: usize,
     slots: Arc<Slots>,
 }
 
 impl Wire {
     /// Connections with TLS, or in plain text, within the limits of the settings.
     pub fn new(tls: Option<Followed<ServerConfig>>, settings: &Settings) -> Arc<Self> {
-        let (max_message_bytes, settings) = (settings.limits.max_message_bytes, settings.server.clone());
+        let Limits { max_message_bytes, max_stranger_calls, .. } = settings.limits;
+        let settings = settings.server.clone();
         let slots = Slots::new(Places {
             all: settings.max_connections,
             of_address: settings.max_connections_per_address,
             of_stranger: settings.max_stranger_connections,
         });
-        Arc::new(Self { tls, settings, max_message_bytes, slots })
+        Arc::new(Self { tls, settings, max_message_bytes, max_stranger_calls, slots })
     }
 }
 
@@ -212,11 +216,15 @@ impl Connection {
         S::Future: Send + 'static,
     {
         let peer = self.taken.slot().peer.clone();
-        let most = self.wire.max_message_bytes;
+        let (most, crowd) = (self.wire.max_message_bytes, self.wire.max_stranger_calls);
         let io = Returning::new(io, peer.clone());
         let answer = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(OpenCall::on(peer.calls()));
             request.extensions_mut().insert(peer.clone());
+            // They are refused, which takes its time. Until then no more of them are begun.
+            if !peer.is_known() && peer.calls().receiver_count() > crowd {
+                peer.pause(Instant::now() + CROWDED_PAUSE);
+            }
             let waits = request.headers().contains_key(header::EXPECT);
             service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, waits))))
         });
