@@ -11,7 +11,7 @@ export PATH := $(PATH):$(CURDIR)/.cache/nasm
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device fixtures train-mini \
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device attack fixtures train-mini \
     test-training eval report client-stubs client-test client-frameworks example example-short clean
 
 help: ## Show this list
@@ -102,6 +102,9 @@ bench: build .venv/bench/installed ## Measure speed on this machine against tran
 
 bench-device: build .venv/bench/installed ## The same on a GPU, for the 7B shape with random weights (DEVICE=cuda:0)
 	.venv/bench/bin/python benches/transformers_gpu.py --device $(or $(DEVICE),cuda:0)
+
+attack: build .venv/client/installed ## Attack a server from twenty loopback addresses, beside a token holder (5 minutes)
+	.venv/client/bin/python benches/attack.py $(BINARY) $(ATTACK)
 
 fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_fixtures.py tests/fixtures

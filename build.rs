@@ -12,7 +12,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Pictures stay in the buffer in which they came.
         .bytes(".spatialscore.v1")
-        .codec_path("crate::codec::Codec")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .compile_fds(descriptors)?;
 

@@ -75,6 +75,14 @@ pub struct ServerSettings {
     pub recovery_timeout: Duration,
     /// Connections at once.
     pub max_connections: usize,
+    /// Those of one address.
+    pub max_connections_per_address: usize,
+    /// Those of one address that have not shown who they are.
+    pub max_stranger_connections: usize,
+    /// Bytes of a call's headers.
+    pub max_header_bytes: u32,
+    /// Whether clients must show certificates.
+    pub asks_for_certificates: bool,
     /// Calls at once on one connection.
     pub max_streams: u32,
     /// The silence after which a connection's other end is asked for a sign of life; `None`: never.
@@ -152,6 +160,10 @@ pub struct Limits {
     pub max_image_bytes: usize,
     /// Calls of one caller at once.
     pub max_calls_per_caller: usize,
+    /// Calls at once on a connection that has not shown whose it is.
+    pub max_stranger_calls: usize,
+    /// Refusals of one caller in a second.
+    pub max_refusals_per_second: u32,
     /// The time in which a message must arrive that was begun.
     pub message_timeout: Duration,
 }
@@ -242,13 +254,17 @@ impl Settings {
     }
 
     fn read(r: &mut Reader) -> Self {
-        let settings = Self {
+        let mut settings = Self {
             server: ServerSettings {
                 listen: r.address("server.listen", 50051),
                 drain_grace: Duration::from_secs(r.number("server.drain_grace_seconds", 0..=3600)),
                 drain_timeout: Duration::from_secs(r.number("server.drain_timeout_seconds", 0..=86400)),
                 recovery_timeout: Duration::from_secs(r.number("server.recovery_timeout_seconds", 1..=86400)),
                 max_connections: r.number("server.max_connections", 1..=1 << 20),
+                max_connections_per_address: r.number("server.max_connections_per_address", 1..=1 << 20),
+                max_stranger_connections: r.number("server.max_stranger_connections", 1..=1 << 20),
+                max_header_bytes: r.number("server.max_header_bytes", 1024..=1 << 20),
+                asks_for_certificates: false,
                 max_streams: r.number("server.max_streams_per_connection", 1..=1 << 20),
                 keepalive: r.seconds("server.keepalive_seconds", 0..=86400),
                 idle_timeout: r.seconds("server.idle_timeout_seconds", 0..=604_800),
@@ -283,6 +299,8 @@ impl Settings {
                 max_prompt_tokens: r.number("limits.max_prompt_tokens", 1..=MOST_TOKENS),
                 max_image_bytes: r.number("limits.max_image_bytes", 1..=1 << 30),
                 max_calls_per_caller: r.number("limits.max_calls_per_caller", 1..=1 << 20),
+                max_stranger_calls: r.number("limits.max_stranger_calls", 1..=1 << 20),
+                max_refusals_per_second: r.number("limits.max_refusals_per_second", 1..=1 << 20),
                 message_timeout: Duration::from_secs(r.number("limits.message_timeout_seconds", 1..=86400)),
             },
             tokens_file: r.path("auth.tokens_file"),
@@ -299,6 +317,8 @@ impl Settings {
             http_patience: Duration::from_secs(r.number("http.queue_wait_seconds", 0..=3600)),
             metrics_listen: r.optional_address("metrics.listen", 9464),
         };
+        let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        settings.server.asks_for_certificates = certificates;
         settings.check_together(r);
         settings
     }

@@ -15,15 +15,14 @@
 //! 6. [`scheduler`]: the queue, bounded in tokens and items, and the plan of a batch.
 //! 7. [`model`]: Qwen-VL and the reward head on libtorch. No network, no tokio.
 //!
-//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`files`], [`telemetry`] and [`trace`] may be used by all;
-//! [`cli`] is what the binary does with them, [`proto`] the contract on the wire, and [`codec`] how its messages are read.
+//! [`auth`], [`caller`], [`config`], [`device`], [`error`], [`files`], [`process`], [`telemetry`] and [`trace`] may be used
+//! by all; [`cli`] is what the binary does with them, [`proto`] the contract on the wire.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod auth;
 pub mod caller;
 pub mod cli;
-pub mod codec;
 pub mod config;
 pub mod device;
 pub mod engine;
@@ -31,6 +30,7 @@ pub mod error;
 pub mod files;
 pub mod http;
 pub mod model;
+pub mod process;
 pub mod processor;
 pub mod proto;
 pub mod scheduler;

@@ -110,7 +110,7 @@ pub async fn run(
 ) -> Result<(), ServerError> {
     let scrapes = async {
         match (listeners.metrics, metrics) {
-            (Some(listener), Some(handle)) => telemetry::serve_metrics(listener, handle).await,
+            (Some(listener), Some(handle)) => transport::serve_metrics(listener, handle).await,
             _ => std::future::pending().await,
         }
     };
@@ -264,7 +264,7 @@ fn open(
     let limits = &settings.limits;
     let gate = Gate::new(tokens(settings)?, limits);
     let calls = ServiceBuilder::new().layer(CallLayer).layer(gate);
-    let wire = Wire::new(certificates(settings)?, settings.server.clone());
+    let wire = Wire::new(certificates(settings)?, settings);
     let (close, closed) = watch::channel(false);
     let mut ports = JoinSet::new();
     if let Some(listener) = http {

@@ -3,17 +3,11 @@
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::net::{TcpListener, TcpStream};
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::filter_fn;
@@ -75,6 +69,8 @@ pub const SERVING: &str = "spatialscore_serving";
 pub const CONNECTIONS: &str = "spatialscore_connections";
 /// Connections that were closed at once, since there were as many as there may be.
 pub const CONNECTIONS_REFUSED: &str = "spatialscore_connections_refused_total";
+/// Connections that were closed since another needed their place.
+pub const CONNECTIONS_DISPLACED: &str = "spatialscore_connections_displaced_total";
 /// Bytes of the messages on their way in, from their beginning until their pictures are decoded.
 pub const MESSAGE_BYTES: &str = "spatialscore_messages_in_flight_bytes";
 /// Calls that were refused since something was full, by `reason`: `queue`, `deadline`, `bytes` or `calls`.
@@ -122,11 +118,6 @@ impl Write for Lines {
         self.0.flush()
     }
 }
-
-/// How often histograms give up the samples they keep between two scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
-/// How long a scraper may take over its request.
-const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sets up the log, and the export of traces where there is one. `RUST_LOG`, where it is set, wins over the level of
 /// the settings. Nobody who logs waits: where the reader stalls and the buffer is full, lines are dropped and counted.
@@ -230,6 +221,10 @@ fn describe() {
     describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
     describe_gauge!(CONNECTIONS, "Connections that are open.");
     describe_counter!(CONNECTIONS_REFUSED, "Connections closed at once: there were as many as there may be.");
+    describe_counter!(
+        CONNECTIONS_DISPLACED,
+        "Strangers' and idle connections closed since another needed their place."
+    );
     describe_gauge!(
         MESSAGE_BYTES,
         Unit::Bytes,
@@ -248,50 +243,8 @@ fn describe() {
     describe_gauge!(PROCESS_START, Unit::Seconds, "When the process started, since the epoch.");
 }
 
-/// Serves `GET /metrics` and nothing else, for as long as it is polled.
-pub async fn serve_metrics(listener: TcpListener, handle: PrometheusHandle) {
-    let mut upkeep = tokio::time::interval(UPKEEP);
-    loop {
-        tokio::select! {
-            _ = upkeep.tick() => handle.run_upkeep(),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(answer_scraper(stream, handle.clone()))),
-                Err(error) => {
-                    tracing::warn!(%error, "the metrics port");
-                    // Out of file descriptors, most likely: accepting again at once would only spin.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-        }
-    }
-}
-
-async fn answer_scraper(stream: TcpStream, handle: PrometheusHandle) {
-    let answer = service_fn(move |request: Request<_>| {
-        let answer = metrics_page(&request, &handle);
-        async move { Ok::<_, std::convert::Infallible>(answer) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(SCRAPE_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), answer);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "a scrape");
-    }
-}
-
-fn metrics_page<B>(request: &Request<B>, handle: &PrometheusHandle) -> Response<Full<Bytes>> {
-    if request.uri().path() != "/metrics" {
-        let mut response = Response::new(Full::from("the metrics are at /metrics\n"));
-        *response.status_mut() = StatusCode::NOT_FOUND;
-        return response;
-    }
-    if ![Method::GET, Method::HEAD].contains(request.method()) {
-        let mut response = Response::new(Full::from("the metrics are read with GET\n"));
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
+/// The page of metrics, as it is now.
+pub fn page(handle: &PrometheusHandle) -> String {
     if let Some(bytes) = resident_memory() {
         gauge!(PROCESS_MEMORY).set(bytes);
     }
@@ -299,10 +252,7 @@ fn metrics_page<B>(request: &Request<B>, handle: &PrometheusHandle) -> Response<
         let unwritten = UNWRITTEN.load(Ordering::Relaxed);
         counter!(LOG_LINES_DROPPED).absolute(dropped.dropped_lines() as u64 + unwritten);
     }
-    let mut response = Response::new(Full::from(handle.render()));
-    let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, format);
-    response
+    handle.render()
 }
 
 /// `VmRSS` of this process, where the system says it.

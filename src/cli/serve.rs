@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::{USAGE, fail, signals};
 use crate::config::{Settings, Sources};
+use crate::process;
 use crate::server::{self, Listeners, ServerError};
 use crate::telemetry;
 use crate::trace::Export;
@@ -187,9 +188,11 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+async fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     let shutdown = signals::stops()?;
     tracing::debug!(?settings, "the settings");
+    process::fit_descriptors(&mut settings.server)?;
+    process::give_memory_back()?;
     let metrics = telemetry::init_metrics()?;
     let listeners = Listeners::bind(&settings).await?;
     let at = |listener: &tokio::net::TcpListener| listener.local_addr().map(|address| address.to_string());

@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 
 use super::image::Geometry;
 use crate::model::Normalisation;
+use crate::model::backbone::Config;
 use crate::model::checkpoint::python_json::{is_falsy, number, one_of, quote, whole};
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
-use crate::model::backbone::Config;
 
 const MODEL: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";

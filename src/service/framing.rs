@@ -39,11 +39,6 @@ impl Framing {
         }
     }
 
-    /// Whether the prefix of a message has begun, and is not all there.
-    pub fn within_prefix(&self) -> bool {
-        self.have > 0
-    }
-
     /// Whether a message has begun, or its prefix, and is not all there.
     pub fn within_message(&self) -> bool {
         self.have > 0 || self.missing > 0

@@ -1,9 +1,8 @@
-//! Who may call, how much at once, and how slowly.
+//! Who may call, how much at once, how slowly, and how often in vain.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::future::{Future, ready};
-use std::net::IpAddr;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -12,13 +11,16 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, Request, Response, header};
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
 use super::http_path;
 use super::in_flight::{Arrivals, Counted, InFlight};
+use super::peer::Peer;
 use super::punctual::Punctual;
+use super::refusals::Refusals;
 use super::status::of_call;
 use crate::auth::{Followed, Tokens};
 use crate::caller::Caller;
@@ -34,10 +36,6 @@ const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
 /// The methods whose calls have any number of messages.
 const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
 
-/// Where a call comes from. Stands in the extensions of every request.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub IpAddr);
-
 /// The layer that lets a caller in or turns it away, and puts its [`Caller`] into the extensions of its requests.
 #[derive(Clone)]
 pub struct Gate(Arc<Rules>);
@@ -45,10 +43,12 @@ pub struct Gate(Arc<Rules>);
 struct Rules {
     tokens: Option<Followed<Tokens>>,
     max_calls: usize,
+    max_stranger_calls: usize,
     message_timeout: Duration,
     in_flight: Arc<InFlight>,
-    /// How many calls each caller has open. Callers without any are left out.
-    open: Mutex<HashMap<Caller, usize>>,
+    refusals: Refusals,
+    /// How many calls each caller has open, those that cost scoring and others. Callers without any are left out.
+    open: Mutex<HashMap<(Caller, bool), usize>>,
 }
 
 /// The place of an open call among those of its caller. Stands in the extensions of the response.
@@ -59,13 +59,13 @@ pub struct Place {
 
 struct Held {
     rules: Arc<Rules>,
-    caller: Caller,
+    whose: (Caller, bool),
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut open = self.rules.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut entry) = open.entry(self.caller.clone()) {
+        if let Entry::Occupied(mut entry) = open.entry(self.whose.clone()) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
@@ -81,39 +81,57 @@ impl Gate {
         Self(Arc::new(Rules {
             tokens,
             max_calls: limits.max_calls_per_caller,
+            max_stranger_calls: limits.max_stranger_calls,
             message_timeout: limits.message_timeout,
             in_flight: InFlight::new(limits),
+            refusals: Refusals::new(limits.max_refusals_per_second),
             open: Mutex::default(),
         }))
     }
 
-    /// Who calls, with its place where the call needs one.
-    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), ScoreError> {
+    /// Who calls, with its place; or why it may not, and whom that is said to. A stranger's call takes none, and its
+    /// connection has few.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
         let path = request.uri().path();
         let rules = &self.0;
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.map_or_else(Caller::default, |peer| Caller(Arc::from(peer.address().to_string())));
+        let health = path.starts_with(HEALTH) || path == http_path::HEALTH;
         let caller = match &rules.tokens {
-            Some(tokens) if !path.starts_with(HEALTH) && path != http_path::HEALTH => {
+            Some(tokens) if !health => {
                 let tokens = Arc::clone(&tokens.borrow());
-                by_token(&tokens, request.headers())?
+                by_token(&tokens, request.headers()).map_err(|error| (error, address))?
             }
-            _ => by_address(request.extensions().get()),
+            _ => address,
         };
-        if !path.starts_with(SCORING) && ![http_path::SCORE, http_path::COMPUTE].contains(&path) {
-            return Ok((caller, None));
+        if let Some(peer) = peer {
+            if !health {
+                peer.know();
+            } else if !peer.is_known() {
+                let crowded = peer.calls().receiver_count() > rules.max_stranger_calls;
+                let limit = rules.max_stranger_calls;
+                return if crowded {
+                    Err((ScoreError::TooManyCalls { limit }, caller))
+                } else {
+                    Ok((caller, None))
+                };
+            }
         }
+        let whose = (caller.clone(), is_scoring(path));
         let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let calls = open.entry(caller.clone()).or_default();
+        let calls = open.entry(whose.clone()).or_default();
         if *calls >= rules.max_calls {
-            return Err(ScoreError::TooManyCalls { limit: rules.max_calls });
+            return Err((ScoreError::TooManyCalls { limit: rules.max_calls }, caller));
         }
         *calls += 1;
-        let held = Held { rules: Arc::clone(rules), caller: caller.clone() };
+        let held = Held { rules: Arc::clone(rules), whose };
         Ok((caller, Some(Place { _held: Arc::new(held) })))
     }
 }
 
-fn by_address(peer: Option<&Peer>) -> Caller {
-    peer.map_or_else(Caller::default, |peer| Caller(Arc::from(peer.0.to_canonical().to_string())))
+/// Whether calls of this path cost something.
+fn is_scoring(path: &str) -> bool {
+    path.starts_with(SCORING) || [http_path::SCORE, http_path::COMPUTE].contains(&path)
 }
 
 fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> {
@@ -170,36 +188,53 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rules = Arc::clone(&self.gate.0);
+        let peer = request.extensions().get::<Peer>().cloned();
+        let refuse = |error: &ScoreError, rules: Arc<Rules>, caller: Caller| -> Self::Future {
+            let refusal = of_call(error).into_http();
+            let stranger = matches!(error, ScoreError::Unauthenticated(_));
+            let peer = peer.clone();
+            Box::pin(async move {
+                rules.refusals.turn(&caller, stranger, peer.as_ref()).await;
+                Ok(refusal)
+            })
+        };
         let (caller, place) = match self.gate.admit(&request) {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(ready(Ok(of_call(&error).into_http()))),
+            Err((error, caller)) => return refuse(&error, rules, caller),
         };
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
-        let limit = self.gate.0.message_timeout;
+        let limit = rules.message_timeout;
         let whole = !STREAMS.iter().any(|stream| request.uri().path().ends_with(stream));
         request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
-        if place.is_some() {
-            let (room, arrivals) = (Arc::clone(&self.gate.0.in_flight), Arrivals::default());
+        if is_scoring(request.uri().path()) {
+            let (room, arrivals) = (Arc::clone(&rules.in_flight), Arrivals::default());
             request.extensions_mut().insert(arrivals.clone());
             if http_path::ALL.contains(&request.uri().path()) {
                 if let Err(error) =
                     arrivals.announce(&room, &caller, http_body::Body::size_hint(request.body()))
                 {
-                    return Box::pin(ready(Ok(of_call(&error).into_http())));
+                    return refuse(&error, rules, caller);
                 }
             } else {
                 let patience = (!whole).then_some(limit);
-                request = request
-                    .map(|body| Body::new(Counted::new(body, room, caller.clone(), arrivals, patience)));
+                let gzip = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
+                request = request.map(|body| {
+                    Body::new(Counted::new(body, room, caller.clone(), arrivals, patience, gzip))
+                });
             }
         }
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(caller.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
-            if let Some(place) = place {
+            if Status::from_header_map(response.headers()).is_some() {
+                // Nothing but words is left of the call.
+                drop(place);
+                rules.refusals.turn(&caller, false, peer.as_ref()).await;
+            } else if let Some(place) = place {
                 response.extensions_mut().insert(place);
             }
             Ok(response)

@@ -3,15 +3,20 @@
 //!
 //! A message counts by the length that stands before it, so that what has begun to arrive can always end. A call whose
 //! message does not fit is refused at once; a stream waits, for as long as a message may take to arrive.
+//!
+//! Messages are put together here and not by tonic, whose buffers keep the memory of a stream's last one for as long as the
+//! stream is open: it gets an empty message for each, and the handler the real one.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Read;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
+use flate2::read::GzDecoder;
 use http_body::{Frame, SizeHint};
 use metrics::gauge;
 use prost::Message;
@@ -20,7 +25,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::framing::Framing;
+use super::fields::has_too_many_fields;
 use super::status::of_call;
 use crate::caller::Caller;
 use crate::config::Limits;
@@ -137,12 +142,27 @@ impl Drop for Hold {
     }
 }
 
-/// The room of a call's messages that have begun to arrive, in their order. Stands in the extensions of a request.
+/// A call's messages that have arrived, in their order. Stands in the extensions of a request.
 #[derive(Debug, Clone, Default)]
-pub struct Arrivals(Arc<Mutex<VecDeque<Arc<Hold>>>>);
+pub struct Arrivals(Arc<Mutex<VecDeque<Arrival>>>);
+
+/// A message with its room.
+#[derive(Debug)]
+struct Arrival {
+    hold: Hold,
+    /// `None` where the handler has it already.
+    body: Option<MessageBody>,
+}
+
+/// A message as it arrived.
+#[derive(Debug)]
+enum MessageBody {
+    Plain(Bytes),
+    Gzip(Bytes),
+}
 
 impl Arrivals {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Hold>>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arrival>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -155,26 +175,61 @@ impl Arrivals {
         let bytes = size.exact().map_or(room.largest, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         // One that is too large is refused before it is read.
         if bytes <= room.largest {
-            self.lock().push_back(Arc::new(Hold::new(room, caller, bytes)?));
+            let hold = Hold::new(room, caller, bytes)?;
+            self.lock().push_back(Arrival { hold, body: None });
         }
         Ok(())
     }
 
-    /// Has the call's next message count for as long as one of its pictures is there.
+    /// The call's next message, in the place of what tonic gave for it. It counts for as long as one of its pictures is
+    /// there.
     ///
     /// # Errors
-    /// There is no room for what the message is once it is unpacked.
-    pub fn receive<M: Pictures>(&self, mut message: M) -> Result<M, ScoreError> {
-        let hold = self.lock().pop_front();
-        if let Some(hold) = hold {
-            // Nobody knew before: a compressed message has arrived as less than it is.
-            hold.grow(message.encoded_len())?;
-            message.pictures(|bytes| {
-                let bytes = std::mem::take(bytes);
-                Bytes::from_owner(Kept { bytes, _hold: Arc::clone(&hold) })
-            });
-        }
+    /// It cannot be read, or there is no room for what it is once it is unpacked.
+    pub fn receive<M: Pictures + Default>(&self, given: M) -> Result<M, ScoreError> {
+        let Some(Arrival { hold, body }) = self.lock().pop_front() else { return Ok(given) };
+        let mut message = match body {
+            None => given,
+            Some(MessageBody::Plain(bytes)) => decode(bytes)?,
+            Some(MessageBody::Gzip(bytes)) => decode(unpack(&bytes, &hold)?)?,
+        };
+        // Of HTTP's message nobody knew before.
+        hold.grow(message.encoded_len())?;
+        let hold = Arc::new(hold);
+        message.pictures(|bytes| {
+            let bytes = std::mem::take(bytes);
+            Bytes::from_owner(Kept { bytes, _hold: Arc::clone(&hold) })
+        });
         Ok(message)
+    }
+}
+
+fn unreadable(reason: impl std::fmt::Display) -> ScoreError {
+    ScoreError::invalid("message", format!("cannot be read: {reason}"))
+}
+
+fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, ScoreError> {
+    if has_too_many_fields(&bytes) {
+        return Err(unreadable("it has too many fields"));
+    }
+    M::decode(bytes).map_err(unreadable)
+}
+
+/// Unpacks a message, and takes room as it grows.
+fn unpack(packed: &[u8], hold: &Hold) -> Result<Bytes, ScoreError> {
+    const STEP: u64 = 1 << 16;
+    let largest = hold.room.largest;
+    let (mut packed, mut message) = (GzDecoder::new(packed), Vec::new());
+    loop {
+        let read = packed.by_ref().take(STEP).read_to_end(&mut message).map_err(unreadable)?;
+        if message.len() > largest {
+            return Err(unreadable(format!("it has more than {largest} bytes once it is unpacked")));
+        }
+        if read == 0 {
+            message.shrink_to_fit();
+            return Ok(message.into());
+        }
+        hold.grow(message.len())?;
     }
 }
 
@@ -202,6 +257,10 @@ impl Pictures for proto::ScoreRequest {
     }
 }
 
+impl Pictures for proto::GetModelRequest {
+    fn pictures(&mut self, _: impl FnMut(&mut Bytes) -> Bytes) {}
+}
+
 impl Pictures for proto::ScoreStreamRequest {
     fn pictures(&mut self, mut other: impl FnMut(&mut Bytes) -> Bytes) {
         self.item.iter_mut().filter_map(bytes_of).for_each(|bytes| *bytes = other(bytes));
@@ -215,84 +274,140 @@ fn bytes_of(item: &mut proto::ScoreItem) -> Option<&mut Bytes> {
     })
 }
 
-/// A body whose messages find room as they begin.
+/// A body whose messages find room as they begin, and arrive beside it.
 pub struct Counted {
     inner: Body,
-    framing: Framing,
     room: Arc<InFlight>,
     caller: Caller,
     arrivals: Arrivals,
     /// How long a stream's message may wait for room; `None`: the body has one message, which is refused at once.
     patience: Option<Duration>,
-    /// Whether a message has begun.
-    begun: bool,
-    /// The end of a body's one message, which is kept back until the body ends: tonic unpacks a message once it has it
-    /// all, and nobody counts what it is then before the body has ended too.
-    whole: Option<Bytes>,
-    /// The room that a message waits for, and what is there of it and of those behind it.
-    waiting: Option<(Waiting, Bytes)>,
-    /// The message that arrived last: tonic's buffer keeps its memory until the next one.
-    last: Option<Arc<Hold>>,
+    /// Whether messages may be packed, which the headers say.
+    gzip: bool,
+    /// What has arrived and is not part of a message yet.
+    rest: Bytes,
+    /// What is there of the next message's prefix.
+    prefix: Vec<u8>,
+    next: Next,
+}
+
+/// What is to be done for the next message.
+enum Next {
+    /// Its prefix must be there.
+    Prefix,
+    /// It must find room.
+    Room(Waiting, Prefix),
+    /// It must be there.
+    Body(Hold, Prefix, BytesMut),
+    /// There is none: the body had its one.
+    Nothing,
+}
+
+/// What stands before a message.
+#[derive(Clone, Copy)]
+struct Prefix {
+    packed: bool,
+    length: usize,
 }
 
 type Waiting = Pin<Box<dyn Future<Output = Result<Hold, ScoreError>> + Send>>;
 
+/// What tonic gets for each message: an empty one.
+const EMPTY: &[u8] = &[0; 5];
+
 impl Counted {
-    /// Counts what `inner` brings in `room`, and tells of it in `arrivals`.
+    /// Counts what `inner` brings in `room`, and puts it into `arrivals`. `gzip` says whether messages may be packed.
     pub fn new(
         inner: Body,
         room: Arc<InFlight>,
         caller: Caller,
         arrivals: Arrivals,
         patience: Option<Duration>,
+        gzip: bool,
     ) -> Self {
-        let framing = Framing::default();
-        let (begun, whole, waiting, last) = (false, None, None, None);
-        Self { inner, framing, room, caller, arrivals, patience, begun, whole, waiting, last }
+        let (rest, prefix, next) = (Bytes::new(), Vec::new(), Next::Prefix);
+        Self { inner, room, caller, arrivals, patience, gzip, rest, prefix, next }
     }
 
-    /// Finds room for a message that begins; or gives what to wait for.
-    fn begin(&mut self, bytes: usize) -> Result<Option<Waiting>, ScoreError> {
-        if std::mem::replace(&mut self.begun, true) && self.patience.is_none() {
-            return Err(one_too_many());
+    /// Finds room for a message that begins, or waits for it.
+    fn begin(&self, prefix: Prefix) -> Result<Next, ScoreError> {
+        let (largest, length) = (self.room.largest, prefix.length);
+        if length > largest {
+            return Err(unreadable(format!("it has {length} bytes; it may have {largest}")));
         }
-        if bytes > self.room.largest {
-            // Refused where it is decoded, before it is stored.
-            return Ok(None);
-        }
-        // The buffer takes it where the last one was, if it fits and no picture is left there.
-        let last = self.last.take().and_then(Arc::into_inner).filter(|last| last.bytes() >= bytes);
-        match (last.map_or_else(|| Hold::new(&self.room, &self.caller, bytes), Ok), self.patience) {
-            (Ok(hold), _) => self.arrive(hold),
-            (Err(error), None) => return Err(error),
+        match (Hold::new(&self.room, &self.caller, length), self.patience) {
+            (Ok(hold), _) => Ok(Next::body(hold, prefix)),
+            (Err(error), None) => Err(error),
             (Err(error), Some(patience)) => {
-                let hold = Hold::when_room(Arc::clone(&self.room), self.caller.clone(), bytes);
-                return Ok(Some(Box::pin(async move { timeout(patience, hold).await.map_err(|_| error) })));
+                let hold = Hold::when_room(Arc::clone(&self.room), self.caller.clone(), length);
+                let waiting = async move { timeout(patience, hold).await.map_err(|_| error) };
+                Ok(Next::Room(Box::pin(waiting), prefix))
             }
         }
-        Ok(None)
     }
 
-    fn arrive(&mut self, hold: Hold) {
-        let hold = Arc::new(hold);
-        self.arrivals.lock().push_back(Arc::clone(&hold));
-        self.last = Some(hold);
-    }
-
-    /// What of `data` may be handed on now.
-    fn let_in(&mut self, mut data: Bytes) -> Result<Bytes, ScoreError> {
-        let mut at = 0;
-        while let Some((end, length)) = self.framing.next(data.get(at..).unwrap_or_default()) {
-            at += end;
-            if let Some(waiting) = self.begin(length)? {
-                self.waiting = Some((waiting, data.split_off(at)));
-                break;
+    /// Goes on with what is there. Gives whether a message is.
+    fn go_on(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, ScoreError>> {
+        loop {
+            match &mut self.next {
+                Next::Room(waiting, prefix) => {
+                    let hold = ready!(waiting.as_mut().poll(context))?;
+                    self.next = Next::body(hold, *prefix);
+                }
+                Next::Body(_, prefix, body) => {
+                    let missing = prefix.length - body.len();
+                    let there = self.rest.split_to(missing.min(self.rest.len()));
+                    body.extend_from_slice(&there);
+                    if there.len() < missing {
+                        return Poll::Ready(Ok(false));
+                    }
+                    self.arrive();
+                    return Poll::Ready(Ok(true));
+                }
+                _ if self.rest.is_empty() => return Poll::Ready(Ok(false)),
+                Next::Nothing => return Poll::Ready(Err(one_too_many())),
+                Next::Prefix => {
+                    self.prefix.push(self.rest.get_u8());
+                    if let [flag, length @ ..] = &self.prefix[..]
+                        && let Ok(length) = <[u8; 4]>::try_from(length)
+                    {
+                        let packed = match flag {
+                            0 => false,
+                            1 if self.gzip => true,
+                            1 => {
+                                return Poll::Ready(Err(unreadable(
+                                    "it is packed, and grpc-encoding is not gzip",
+                                )));
+                            }
+                            flag => {
+                                return Poll::Ready(Err(unreadable(format!(
+                                    "its flags are {flag}; 0 and 1 are known"
+                                ))));
+                            }
+                        };
+                        let prefix = Prefix { packed, length: u32::from_be_bytes(length) as usize };
+                        self.prefix.clear();
+                        self.next = self.begin(prefix)?;
+                    }
+                }
             }
         }
-        if self.patience.is_none() && self.begun && self.framing.within_prefix() {
-            return Err(one_too_many());
+    }
+
+    /// Hands the message on that is there.
+    fn arrive(&mut self) {
+        let next = if self.patience.is_some() { Next::Prefix } else { Next::Nothing };
+        if let Next::Body(hold, prefix, body) = std::mem::replace(&mut self.next, next) {
+            let body = body.freeze();
+            let body = Some(if prefix.packed { MessageBody::Gzip(body) } else { MessageBody::Plain(body) });
+            self.arrivals.lock().push_back(Arrival { hold, body });
         }
-        Ok(data)
+    }
+}
+
+impl Next {
+    fn body(hold: Hold, prefix: Prefix) -> Self {
+        Self::Body(hold, prefix, BytesMut::with_capacity(prefix.length))
     }
 }
 
@@ -304,43 +419,36 @@ impl http_body::Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some((mut waiting, rest)) = self.waiting.take() {
-            let Poll::Ready(hold) = waiting.as_mut().poll(context) else {
-                self.waiting = Some((waiting, rest));
-                return Poll::Pending;
-            };
-            let data = hold.and_then(|hold| {
-                self.arrive(hold);
-                self.let_in(rest)
-            });
-            return Poll::Ready(Some(data.map(Frame::data).map_err(|error| of_call(&error))));
-        }
         loop {
+            match ready!(self.go_on(context)) {
+                Ok(true) => return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(EMPTY))))),
+                Ok(false) => {}
+                Err(error) => {
+                    self.rest.clear();
+                    self.next = Next::Nothing;
+                    return Poll::Ready(Some(Err(of_call(&error))));
+                }
+            }
             let frame = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
                 Some(Ok(frame)) => frame.into_data(),
-                None => return Poll::Ready(self.whole.take().map(|data| Ok(Frame::data(data)))),
-                error => return Poll::Ready(error),
+                None if matches!(self.next, Next::Body(..)) || !self.prefix.is_empty() => {
+                    self.next = Next::Nothing;
+                    self.prefix.clear();
+                    return Poll::Ready(Some(Err(of_call(&unreadable("the body ends within it")))));
+                }
+                end => return Poll::Ready(end),
             };
-            let data = match frame {
-                Ok(data) => self.let_in(data).map_err(|error| of_call(&error))?,
-                // A body that is kept back has none.
-                Err(_) if self.whole.is_some() => continue,
+            match frame {
+                Ok(data) => self.rest = data,
                 Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            };
-            let is_whole = self.patience.is_none() && self.begun && !self.framing.within_message();
-            if !is_whole || self.inner.is_end_stream() && self.whole.is_none() {
-                return Poll::Ready(Some(Ok(Frame::data(data))));
             }
-            self.whole.get_or_insert(data);
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.waiting.is_none() && self.whole.is_none() && self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.rest.is_empty()
+            && matches!(self.next, Next::Prefix | Next::Nothing)
+            && self.inner.is_end_stream()
     }
 }
 
@@ -389,95 +497,126 @@ mod tests {
 
     fn counted(room: &Arc<InFlight>, inner: Body, patience: Option<Duration>) -> (Counted, Arrivals) {
         let arrivals = Arrivals::default();
-        (Counted::new(inner, Arc::clone(room), caller("a"), arrivals.clone(), patience), arrivals)
+        (Counted::new(inner, Arc::clone(room), caller("a"), arrivals.clone(), patience, true), arrivals)
     }
 
-    #[test]
-    fn a_stream_counts_the_memory_that_its_buffer_keeps() {
-        let room = room(1000);
-        let (mut body, arrivals) = counted(&room, Body::empty(), Some(Duration::ZERO));
-        let held = || room.lock().bytes;
-        assert!(body.begin(400).unwrap().is_none());
-        drop(arrivals.receive(message(10)).unwrap());
-        assert_eq!(held(), 400, "the buffer is as large as before");
-        assert!(body.begin(300).unwrap().is_none());
-        let second = arrivals.receive(message(10)).unwrap();
-        assert_eq!(held(), 400, "it was read into the same buffer");
-        assert!(body.begin(50).unwrap().is_none());
-        assert_eq!(held(), 450, "a picture is still there, so it was not");
-        drop(second);
-        assert_eq!(held(), 50);
-        // What is larger once it is unpacked.
-        let third = arrivals.receive(message(300)).unwrap();
-        assert!((300..320).contains(&held()), "{}", held());
-        drop((third, body));
-        assert_eq!(held(), 0);
-        let (mut body, arrivals) = counted(&room, Body::empty(), Some(Duration::ZERO));
-        assert!(body.begin(50).unwrap().is_none());
-        assert!(arrivals.receive(message(900)).is_ok(), "alone it may have all there is");
-        assert!(body.begin(50).unwrap().is_none());
-        assert!(arrivals.receive(message(1000)).is_err());
+    fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+        [&[flag][..], &(message.len() as u32).to_be_bytes(), message].concat()
     }
 
-    /// However it is cut: the last byte of a call's message is handed on with the end of its body.
+    fn whole(bytes: Vec<u8>) -> Body {
+        Body::new(http_body_util::Full::from(bytes))
+    }
+
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+
     #[tokio::test]
-    async fn a_calls_message_is_whole_only_once_its_body_has_ended() {
-        let room = room(100);
-        let message = [&[0, 0, 0, 0, 60][..], &[7; 60]].concat();
-        for size in 1..=65 {
-            let (pieces, incoming) = futures::channel::mpsc::unbounded();
-            let frames = incoming.map(|piece| Ok::<_, Status>(Frame::data(piece)));
-            let (mut body, _arrivals) = counted(&room, Body::new(StreamBody::new(frames)), None);
-            for piece in message.chunks(size).chain([&[][..]]) {
-                pieces.unbounded_send(Bytes::copy_from_slice(piece)).unwrap();
-            }
-            let mut read = 0;
-            while let Poll::Ready(piece) = futures::poll!(body.frame()) {
-                read += piece.unwrap().unwrap().into_data().unwrap().len();
-            }
-            assert!(read < message.len() && !http_body::Body::is_end_stream(&body), "in pieces of {size}");
-            drop(pieces);
-            assert_eq!(read + body.collect().await.unwrap().to_bytes().len(), message.len());
-        }
-        // A prefix is enough to see that another follows.
-        for more in [&[0][..], &[0, 0, 0, 0, 0]] {
-            let two = [&message, more].concat();
-            let whole = Body::new(http_body_util::Full::from(two.clone()));
-            let apart = StreamBody::new(stream::iter(
-                [message.clone(), more.to_vec()]
-                    .map(|piece| Ok::<_, Status>(Frame::data(Bytes::from(piece)))),
-            ));
-            for body in [whole, Body::new(apart)] {
-                let refused = counted(&room, body, None).0.collect().await.unwrap_err();
-                assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-            }
+    async fn a_stream_holds_what_it_has_of_a_message_and_nothing_once_its_picture_is_gone() {
+        let room = room(1000);
+        let held = || room.lock().bytes;
+        let sent = message(400).encode_to_vec();
+        let (pieces, incoming) = futures::channel::mpsc::unbounded();
+        let frames = incoming.map(|piece: Vec<u8>| Ok::<_, Status>(Frame::data(Bytes::from(piece))));
+        let (mut body, arrivals) = counted(&room, Body::new(StreamBody::new(frames)), PATIENCE);
+        for _ in 0..3 {
+            pieces.unbounded_send(framed(0, &sent)[..100].to_vec()).unwrap();
+            assert!(futures::poll!(body.frame()).is_pending());
+            assert_eq!(held(), sent.len(), "from its beginning");
+            pieces.unbounded_send(framed(0, &sent)[100..].to_vec()).unwrap();
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), EMPTY);
+            let received: proto::ScoreStreamRequest = arrivals.receive(Default::default()).unwrap();
+            assert_eq!((received == message(400), held()), (true, sent.len()));
+            drop(received);
+            assert_eq!(held(), 0);
         }
     }
 
-    /// Two messages of 60 bytes in one piece, of which the second finds no room before the first is gone.
+    #[tokio::test]
+    async fn a_packed_message_takes_room_for_what_it_is_once_it_is_unpacked() {
+        let pack = |message: &[u8]| {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            std::io::Write::write_all(&mut packed, message).unwrap();
+            framed(1, &packed.finish().unwrap())
+        };
+        let room = room(1000);
+        let (mut body, arrivals) = counted(&room, whole(pack(&message(900).encode_to_vec())), None);
+        body.frame().await.unwrap().unwrap();
+        assert!(room.lock().bytes < 100);
+        let received: proto::ScoreStreamRequest = arrivals.receive(Default::default()).unwrap();
+        assert!(room.lock().bytes > 900, "alone it may have all there is");
+        drop(received);
+        for (bytes, words) in
+            [(pack(&[0; 1001]), "more than 1000 bytes"), (framed(1, b"none"), "cannot be read")]
+        {
+            let (mut body, arrivals) = counted(&room, whole(bytes), None);
+            body.frame().await.unwrap().unwrap();
+            let refused = arrivals.receive(proto::ScoreStreamRequest::default()).unwrap_err();
+            assert!(refused.to_string().contains(words), "{refused}");
+        }
+        let other = Hold::new(&room, &caller("b"), 400).unwrap();
+        let (mut body, arrivals) = counted(&room, whole(pack(&message(900).encode_to_vec())), None);
+        body.frame().await.unwrap().unwrap();
+        let refused = arrivals.receive(proto::ScoreStreamRequest::default()).unwrap_err();
+        assert!(matches!(refused, ScoreError::TooManyBytes { .. }), "{refused}");
+        drop((body, arrivals, other));
+        assert_eq!(room.lock().bytes, 0);
+    }
+
+    /// However it is cut, and whatever is behind it.
+    #[tokio::test]
+    async fn a_call_has_one_message_and_all_of_it() {
+        let room = room(100);
+        let sent = message(50).encode_to_vec();
+        let bytes = framed(0, &sent);
+        let body = |bytes: &[u8], size: usize| {
+            let pieces: Vec<_> = bytes.chunks(size).map(Bytes::copy_from_slice).collect();
+            let frames = stream::iter(pieces).map(|piece| Ok::<_, Status>(Frame::data(piece)));
+            counted(&room, Body::new(StreamBody::new(frames)), None)
+        };
+        for size in 1..=bytes.len() + 1 {
+            let (whole, arrivals) = body(&bytes, size);
+            assert_eq!(whole.collect().await.unwrap().to_bytes(), EMPTY);
+            assert!(arrivals.receive(proto::ScoreStreamRequest::default()).unwrap() == message(50));
+            for wrong in [
+                [&bytes[..], &[0]].concat(),
+                [&bytes[..], EMPTY].concat(),
+                bytes[..20].to_vec(),
+                bytes[..3].to_vec(),
+            ] {
+                let refused = body(&wrong, size).0.collect().await.unwrap_err();
+                assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+            }
+        }
+        for wrong in [framed(2, &sent), framed(0, &[0; 101]), framed(0, &[0xff; 9])] {
+            let (body, arrivals) = counted(&room, whole(wrong), None);
+            let read = body.collect().await.map(|_| arrivals.receive(proto::ScoreStreamRequest::default()));
+            assert!(!matches!(read, Ok(Ok(_))));
+        }
+        assert_eq!(room.lock().bytes, 0);
+    }
+
+    /// Two messages in one piece, of which the second finds no room before the first is gone.
     #[tokio::test(start_paused = true)]
     async fn a_stream_waits_between_its_messages_and_a_call_does_not() {
-        let prefixed = [&[0, 0, 0, 0, 60][..], &[7; 60]].concat();
-        let body = || Body::new(http_body_util::Full::from([&prefixed[..], &prefixed].concat()));
+        let sent = framed(0, &message(50).encode_to_vec());
+        let body = || whole([&sent[..], &sent].concat());
         let room = room(100);
         let taken = Hold::new(&room, &caller("b"), 60).unwrap();
         let refused = counted(&room, body(), None).0.frame().await.unwrap().unwrap_err();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         drop(taken);
-        let patience = Duration::from_secs(10);
-        let (mut stream, arrivals) = counted(&room, body(), Some(patience));
-        // All of the first message, so that it can be decoded, and the second's prefix.
-        assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap().len(), 70);
-        let first = arrivals.receive(message(50)).unwrap();
+        let (mut stream, arrivals) = counted(&room, body(), PATIENCE);
+        let receive = || arrivals.receive(proto::ScoreStreamRequest::default()).unwrap();
+        assert!(stream.frame().await.unwrap().is_ok());
+        let first = receive();
         assert!(futures::poll!(stream.frame()).is_pending());
         drop(first);
-        assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap().len(), 60);
-        let _second = arrivals.receive(message(50)).unwrap();
+        assert!(stream.frame().await.unwrap().is_ok());
+        let _second = receive();
         assert!(stream.frame().await.is_none());
-        let (mut other, _arrivals) = counted(&room, body(), Some(patience));
-        assert_eq!(other.frame().await.unwrap().unwrap().into_data().unwrap().len(), 5);
+        let (mut other, _arrivals) = counted(&room, body(), PATIENCE);
         let start = tokio::time::Instant::now();
         let refused = other.frame().await.unwrap().unwrap_err();
-        assert_eq!((refused.code(), start.elapsed()), (tonic::Code::ResourceExhausted, patience));
+        assert_eq!((refused.code(), Some(start.elapsed())), (tonic::Code::ResourceExhausted, PATIENCE));
     }
 }

@@ -1,17 +1,20 @@
 //! The gRPC edge: the contract of `spatialscore.proto` on one side, the [`Engine`] on the other.
 //!
 //! A call passes `calls` (deadline, trace, count, log), `gate` (who calls, how much at once: `in_flight`, how slowly:
-//! `punctual`), then its handler here, which turns messages to work with `convert`, hands it to the engine, and turns
+//! `punctual`, how often refused: `refusals`), then its handler here, which turns messages to work with `convert`, hands it to the engine, and turns
 //! what comes back to messages; errors become statuses by the one table in `status`.
 
 mod calls;
 mod convert;
+mod fields;
 mod framing;
 mod gate;
 mod grpc_only;
 mod health;
 mod in_flight;
+mod peer;
 mod punctual;
+mod refusals;
 mod status;
 
 use std::pin::Pin;
@@ -35,9 +38,10 @@ use crate::proto::spatial_score_service_server::SpatialScoreService;
 use crate::scheduler::Permit;
 
 pub use calls::{CallLayer, Calls, Deadline, OpenCall};
-pub use gate::{Gate, Gated, Peer};
+pub use gate::{Gate, Gated};
 pub use grpc_only::grpc_only;
 pub use health::Health;
+pub use peer::Peer;
 pub use status::{label as code_name, of_call, of_sender, status};
 
 /// The paths of the HTTP edge, which the layers here tell apart as they do the methods of gRPC.
@@ -174,9 +178,10 @@ impl SpatialScoreService for Handlers {
 
     async fn get_model(
         &self,
-        _: Request<proto::GetModelRequest>,
+        request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
         let engine = self.engine().map_err(|error| of_call(&error))?;
+        arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
         Ok(Response::new(convert::model(engine.info(), engine.limits())))
     }
 }

@@ -3,49 +3,60 @@
 //! In place of tonic's own accept loop, which can neither bound connections nor close idle ones nor take new
 //! certificates.
 
+mod io;
+mod metrics_port;
+mod read_on;
+mod slots;
+
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::auth::Followed;
-use crate::config::ServerSettings;
-use crate::service::{OpenCall, Peer};
-use crate::telemetry::{CONNECTIONS, CONNECTIONS_REFUSED};
+use crate::config::{Limits, ServerSettings, Settings};
+use crate::service::OpenCall;
+use crate::telemetry::CONNECTIONS;
+
+use self::io::{Lingering, Returning};
+use self::read_on::ReadOn;
+use self::slots::{Places, Slots, Taken};
+
+pub use metrics_port::serve_metrics;
 
 /// HTTP/2 flow control: how far a caller may send ahead on one call, and on one connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest frame that a caller may send. Each is held whole before anything counts its bytes.
 const FRAME: u32 = 1 << 16;
+/// How long a stranger is not read that has more calls open than it may.
+const CROWDED_PAUSE: Duration = Duration::from_millis(50);
+/// The most that is read of an HTTP/1.1 connection before it is looked at.
+const HTTP1_BUFFER: usize = 1 << 16;
 /// How long a connection may take to say its first word, and a TLS handshake to end.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other end of a silent connection may take at most for a sign of life.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an idle connection may take to close in order, before it is cut.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an HTTP/1.1 connection that the server ends is read on for.
-const LINGER: Duration = Duration::from_secs(30);
 /// The pause after a failure to accept: out of file descriptors, most likely, and trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,14 +64,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Wire {
     tls: Option<Followed<ServerConfig>>,
     settings: ServerSettings,
-    places: Arc<Semaphore>,
+    max_message_bytes: usize,
+    max_stranger_calls: usize,
+    slots: Arc<Slots>,
 }
 
 impl Wire {
     /// Connections with TLS, or in plain text, within the limits of the settings.
-    pub fn new(tls: Option<Followed<ServerConfig>>, settings: ServerSettings) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(settings.max_connections));
-        Arc::new(Self { tls, settings, places })
+    pub fn new(tls: Option<Followed<ServerConfig>>, settings: &Settings) -> Arc<Self> {
+        let Limits { max_message_bytes, max_stranger_calls, .. } = settings.limits;
+        let settings = settings.server.clone();
+        let slots = Slots::new(Places {
+            all: settings.max_connections,
+            of_address: settings.max_connections_per_address,
+            of_stranger: settings.max_stranger_connections,
+        });
+        Arc::new(Self { tls, settings, max_message_bytes, max_stranger_calls, slots })
     }
 }
 
@@ -102,15 +121,21 @@ pub async fn serve<S>(
             () = &mut closed => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    let Ok(place) = Arc::clone(&wire.places).try_acquire_owned() else {
-                        counter!(CONNECTIONS_REFUSED).increment(1);
-                        tracing::debug!(%peer, "refused: there are server.max_connections connections");
+                Ok((stream, address)) => {
+                    let Some(taken) = wire.slots.take(address.ip()) else {
+                        tracing::debug!(%address, "refused: there are as many connections as there may be");
                         continue;
                     };
+                    let slot = Arc::clone(taken.slot());
                     let (wire, close) = (Arc::clone(&wire), close.clone());
-                    let connection = Connection { wire, protocol, peer, close, _place: Place::new(place) };
-                    connections.spawn(connection.run(stream, service.clone()));
+                    let connection = Connection { wire, protocol, address, close, taken, _open: Open::new() };
+                    let served = connection.run(stream, service.clone());
+                    connections.spawn(async move {
+                        tokio::select! {
+                            () = served => {}
+                            () = slot.stranger_displaced() => tracing::debug!(%address, "a stranger gives way"),
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, ?protocol, "no connection can be accepted");
@@ -128,17 +153,17 @@ async fn told(mut close: watch::Receiver<bool>) {
     let _ = close.wait_for(|&close| close).await;
 }
 
-/// A connection's place among those that there may be, counted.
-struct Place(#[allow(dead_code)] OwnedSemaphorePermit);
+/// A connection that is open, counted.
+struct Open;
 
-impl Place {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
+impl Open {
+    fn new() -> Self {
         gauge!(CONNECTIONS).increment(1.0);
-        Self(permit)
+        Self
     }
 }
 
-impl Drop for Place {
+impl Drop for Open {
     fn drop(&mut self) {
         gauge!(CONNECTIONS).decrement(1.0);
     }
@@ -147,9 +172,10 @@ impl Drop for Place {
 struct Connection {
     wire: Arc<Wire>,
     protocol: Protocol,
-    peer: SocketAddr,
+    address: SocketAddr,
     close: watch::Receiver<bool>,
-    _place: Place,
+    taken: Taken,
+    _open: Open,
 }
 
 impl Connection {
@@ -158,7 +184,7 @@ impl Connection {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
     {
-        let peer = self.peer;
+        let peer = self.address;
         // Answers are small and awaited.
         let _ = stream.set_nodelay(true);
         if !timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut [0])).await.is_ok_and(|first| first.is_ok()) {
@@ -171,7 +197,13 @@ impl Connection {
         config.alpn_protocols = vec![self.protocol.alpn().to_vec()];
         let handshake = TlsAcceptor::from(Arc::new(config)).accept(stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => self.serve(stream, service).await,
+            Ok(Ok(stream)) => {
+                // No handshake ends well without a certificate where one is asked for.
+                if self.wire.settings.asks_for_certificates {
+                    self.taken.slot().peer.know();
+                }
+                self.serve(stream, service).await;
+            }
             Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
             Err(_) => tracing::debug!(%peer, "no TLS in time"),
         }
@@ -183,41 +215,42 @@ impl Connection {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
     {
-        let calls = Arc::new(watch::Sender::new(0_u64));
-        let peer = Peer(self.peer.ip());
-        let answer = {
-            let calls = Arc::clone(&calls);
-            service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                request.extensions_mut().insert(OpenCall::on(&calls));
-                service.clone().oneshot(request.map(Body::new))
-            })
-        };
+        let peer = self.taken.slot().peer.clone();
+        let (most, crowd) = (self.wire.max_message_bytes, self.wire.max_stranger_calls);
+        let io = Returning::new(io, peer.clone());
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(OpenCall::on(peer.calls()));
+            request.extensions_mut().insert(peer.clone());
+            // They are refused, which takes its time. Until then no more of them are begun.
+            if !peer.is_known() && peer.calls().receiver_count() > crowd {
+                peer.pause(Instant::now() + CROWDED_PAUSE);
+            }
+            let waits = request.headers().contains_key(header::EXPECT);
+            service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, waits))))
+        });
         match self.protocol {
             Protocol::Http1 => {
-                let io = TokioIo::new(Lingering { io, limit: None });
-                // One that is slow about its headers is idle.
-                let connection = http1::Builder::new().header_read_timeout(None).serve_connection(io, answer);
-                self.drive(connection, &calls).await;
+                let io = TokioIo::new(Lingering::new(io));
+                self.drive(http1(&self.wire.settings).serve_connection(io, answer)).await;
             }
             Protocol::Http2 => {
-                let connection = http2(&self.wire.settings).serve_connection(TokioIo::new(io), answer);
-                self.drive(connection, &calls).await;
+                self.drive(http2(&self.wire.settings).serve_connection(TokioIo::new(io), answer)).await;
             }
         }
     }
 
-    /// Serves until either end closes it, it is idle for too long, or the server stops.
-    async fn drive(
-        &self,
-        connection: impl GracefulConnection<Error = hyper::Error>,
-        calls: &watch::Sender<u64>,
-    ) {
+    /// Serves until either end closes it, it is idle for too long, another needs its place, or the server stops.
+    async fn drive(&self, connection: impl GracefulConnection<Error = hyper::Error>) {
+        let slot = self.taken.slot();
+        let calls = slot.peer.calls();
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return self.note(ended),
             () = idle(calls, self.wire.settings.idle_timeout) => {
-                tracing::debug!(peer = %self.peer, "an idle connection is closed");
+                tracing::debug!(peer = %self.address, "an idle connection is closed");
+            }
+            () = slot.displaced.cancelled() => {
+                tracing::debug!(peer = %self.address, "an idle connection gives way");
             }
             () = told(self.close.clone()) => {}
         }
@@ -231,9 +264,17 @@ impl Connection {
 
     fn note(&self, ended: hyper::Result<()>) {
         if let Err(error) = ended {
-            tracing::debug!(peer = %self.peer, %error, "a connection ended");
+            tracing::debug!(peer = %self.address, %error, "a connection ended");
         }
     }
+}
+
+/// HTTP/1.1 as the settings have it.
+fn http1(settings: &ServerSettings) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    // One that is slow about its headers is idle.
+    http1.header_read_timeout(None).max_buf_size(HTTP1_BUFFER.max(settings.max_header_bytes as usize));
+    http1
 }
 
 /// HTTP/2 as the settings have it.
@@ -245,6 +286,12 @@ fn http2(settings: &ServerSettings) -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_concurrent_streams(settings.max_streams)
+        .max_header_list_size(settings.max_header_bytes)
+        // A client may cancel all of its calls at once, and a busy server read of each that it began and that it ended.
+        .max_pending_accept_reset_streams(settings.max_streams as usize)
+        // Frames of calls that were reset are no reason to end those of others. Who does not read the resets is not
+        // read itself.
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(settings.keepalive)
         .keep_alive_timeout(
             settings.keepalive.map_or(KEEPALIVE_TIMEOUT, |every| every.min(KEEPALIVE_TIMEOUT)),
@@ -262,56 +309,6 @@ async fn idle(calls: &watch::Sender<u64>, limit: Option<Duration>) {
         sleep(limit).await;
         if calls.is_closed() && *calls.borrow() == before {
             return;
-        }
-    }
-}
-
-/// A connection that, once the server has said its last word, is read on until the other end closes it too. Who is
-/// refused before all is sent would find its connection reset, and not see why: a socket that is closed with unread bytes
-/// takes the answer with it.
-struct Lingering<I> {
-    io: I,
-    /// Runs once nothing more is written.
-    limit: Option<Pin<Box<Sleep>>>,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Lingering<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
-    }
-}
-
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, limit } = self.get_mut();
-        if limit.is_none() {
-            ready!(Pin::new(&mut *io).poll_shutdown(context))?;
-        }
-        let limit = limit.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut ignored = [0; 8 << 10];
-        loop {
-            let mut buffer = ReadBuf::new(&mut ignored);
-            match Pin::new(&mut *io).poll_read(context, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return limit.as_mut().poll(context).map(Ok),
-            }
         }
     }
 }
