@@ -511,7 +511,7 @@ fn inspected(name: &str, settings: &Settings) -> Result<(), String> {
     if let Some(fault) = examination.non_finite(|_| ()).map_err(|e| e.to_string())? {
         return Err(fault.to_string());
     }
-    examination.rehearse().map_err(|e| e.to_string())
+    examination.rehearse().map(drop).map_err(|e| e.to_string())
 }
 
 /// What becomes of `serve`.
