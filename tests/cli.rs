@@ -228,17 +228,20 @@ async fn two_signals_at_once_are_one_and_a_hangup_is_one_too() {
     }
 }
 
-/// A caller that takes its answers byte by byte, and none of them, and so holds up a drain.
+/// A caller that takes its answers byte by byte, and none of them, and so holds up a drain until what this gives is dropped.
 async fn held_up(server: &Server) -> impl Sized + use<> {
     let endpoint =
         tonic::transport::Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
-    let items = stream::iter((0..3).map(|shade| stream_item("x", shade))).chain(stream::pending());
+    // A client's connection stays while a call's items have not ended.
+    let (hold, ended) = tokio::sync::oneshot::channel::<()>();
+    let items = stream::iter((0..3).map(|shade| stream_item("x", shade)));
+    let items = items.chain(stream::once(ended).filter_map(async |_| None));
     let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
     let answers = client.score_stream(items).await.unwrap();
     let metrics = server.metrics_address();
     let scored = || get(metrics, "/metrics").contains("\nspatialscore_items_total{outcome=\"OK\"} ");
     tokio::task::block_in_place(|| while !scored() {});
-    (client, answers)
+    (client, answers, hold)
 }
 
 /// Runs the program in a shell, to which it is `$0`, on a free port that is told to both.

@@ -177,10 +177,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
     // Nothing that is left, such as a health watcher's connection, is worth waiting for.
     runtime.shutdown_background();
     telemetry::end_log();
-    let stopped = |error: &Box<dyn Error>| matches!(error.downcast_ref(), Some(ServerError::AtOnce));
+    let stopped = |error: &(dyn Error + 'static)| matches!(error.downcast_ref(), Some(ServerError::AtOnce));
     match ended {
         Ok(()) => signals::leave(0),
-        Err(error) if stopped(&error) => signals::leave(STOPPED),
+        Err(error) if stopped(&*error) => signals::leave(STOPPED),
         Err(error) => {
             fail(1, &*error);
             signals::leave(1)

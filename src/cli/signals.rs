@@ -108,19 +108,26 @@ impl Signals {
 }
 
 /// Ends at the first signal that tells to stop. What it gives ends at another one, which tells to stop at once.
+#[expect(
+    clippy::async_yields_async,
+    reason = "whoever heard the first signal waits for another beside its work"
+)]
 pub fn stops() -> io::Result<impl Future<Output = impl Future<Output = ()>>> {
     let hangup = !outlives_its_terminal();
     let mut signals = Signals::new(hangup)?;
     release();
     Ok(async move {
         signals.next().await;
-        async move {
-            sleep(SAME_WORD).await;
-            // New ones know nothing of what came meanwhile.
-            match Signals::new(hangup) {
-                Ok(mut signals) => signals.next().await,
-                Err(_) => pending().await,
-            }
-        }
+        another(hangup)
     })
+}
+
+/// Ends at a signal that is not of the same word as the first.
+async fn another(hangup: bool) {
+    sleep(SAME_WORD).await;
+    // New ones know nothing of what came meanwhile.
+    match Signals::new(hangup) {
+        Ok(mut signals) => signals.next().await,
+        Err(_) => pending().await,
+    }
 }

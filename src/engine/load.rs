@@ -132,7 +132,8 @@ fn make_model(
     threads: Option<usize>,
 ) -> MakeScorer<RewardModel> {
     Box::new(move || {
-        if let Some(threads) = threads.and_then(|threads| i32::try_from(threads).ok()) {
+        if let Some(threads) = threads.or_else(device::cores).and_then(|threads| i32::try_from(threads).ok())
+        {
             // OpenMP keeps the number per thread, so it is set on the thread that will compute.
             tch::set_num_threads(threads);
         }

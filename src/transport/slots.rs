@@ -177,7 +177,7 @@ mod tests {
         let mut mine = take(&slots, 1, 4);
         mine[0].slot.peer.know();
         mine.extend(take(&slots, 1, 3));
-        let ours = slots.lock().iter().map(|slot| Arc::as_ptr(slot)).collect::<Vec<_>>();
+        let ours = slots.lock().iter().map(Arc::as_ptr).collect::<Vec<_>>();
         let kept: Vec<_> = [0, 3, 4, 5, 6].map(|n| Arc::as_ptr(&mine[n].slot)).to_vec();
         assert_eq!(ours, kept, "the known one, and the four youngest");
         drop(mine);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use spatialscore::config::{Settings, Sources};
 use spatialscore::engine::{LoadError, Loaded, MakeScorer, ModelInfo};
@@ -299,10 +300,9 @@ impl TestServer {
         let makers = devices.iter().cloned();
         let makers = makers.map(|device| Box::new(move || device.make()) as MakeScorer<FakeScorer>).collect();
         let load = move |settings: &Settings| Ok(loaded(settings, makers));
-        let serving = tokio::spawn(server::serve(settings, listener, Some(http_listener), load, async {
-            let _ = told.await;
-            std::future::pending()
-        }));
+        // Nothing tells it to stop at once.
+        let told = told.map(|_| std::future::pending());
+        let serving = tokio::spawn(server::serve(settings, listener, Some(http_listener), load, told));
         let device = Arc::clone(&devices[0]);
         let release = ReleaseOnDrop(devices.clone());
         Self { address, http, device, devices, shutdown, serving, release }
