@@ -194,7 +194,7 @@ async fn the_program_answers_over_http_what_it_answers_over_grpc() {
 async fn a_scalar_checkpoint_has_no_sigma_that_could_be_asked_for() {
     let (_server, http) = process(&[]);
     assert_eq!(look(http, "/rewards").await.text, r#"{"rewards":["spatialscore"]}"#);
-    let health = r#"{"rewards":{"spatialscore":["spatialscore:ready"]},"status":"ok"}"#;
+    let health = r#"{"status":"ok","rewards":{"spatialscore":["spatialscore:ready"]}}"#;
     assert_eq!(look(http, "/health").await.text, health);
     let mut asked = unirl(&pngs([1]));
     asked["requests"][0]["required_rewards"] = json!(["spatialscore_stddev"]);

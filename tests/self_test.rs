@@ -138,7 +138,7 @@ fn a_token_that_the_model_has_no_row_for_is_named_at_load() {
     let (code, report) = inspect(broken.path());
     assert_eq!(code, 1);
     let fault = report["faults"][0].as_str().unwrap();
-    assert!(fault.contains("<|Reward|>") && fault.contains("was it resized"), "{fault}");
+    assert!(fault.contains("<|Reward|>") && fault.contains("a row for every token"), "{fault}");
     let (code, log) = serving(broken.path()).end();
     assert_eq!(code, Some(1));
     assert!(log.contains("was it resized"), "{log}");

@@ -22,7 +22,7 @@ use metrics::gauge;
 use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic::body::Body;
 
 use super::fields::has_too_many_fields;
@@ -333,7 +333,7 @@ impl Counted {
     fn begin(&self, prefix: Prefix) -> Result<Next, ScoreError> {
         let (largest, length) = (self.room.largest, prefix.length);
         if length > largest {
-            return Err(unreadable(format!("it has {length} bytes; it may have {largest}")));
+            return Err(unreadable(format!("it has {length} bytes; it may have {largest} bytes")));
         }
         match (Hold::new(&self.room, &self.caller, length), self.patience) {
             (Ok(hold), _) => Ok(Next::body(hold, prefix)),
@@ -436,6 +436,8 @@ impl http_body::Body for Counted {
                     self.prefix.clear();
                     return Poll::Ready(Some(Err(of_call(&unreadable("the body ends within it")))));
                 }
+                // tonic would take it for the end of a body without a message. The call is dropped next.
+                Some(Err(left)) if left.code() == Code::Cancelled => return Poll::Pending,
                 end => return Poll::Ready(end),
             };
             match frame {
