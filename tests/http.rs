@@ -614,7 +614,7 @@ async fn who_waits_in_line_is_told_when_the_server_stops() {
     };
     device.hold();
     let first = call(&[2]);
-    device.reached(1).await;
+    device.reached(2).await;
     // One is laid out behind it, one fills the queue: of four at least two wait in line.
     let mut others: Vec<_> = (3..7).map(|shade| call(&[shade, shade])).collect();
     // Long enough for all to be there.
