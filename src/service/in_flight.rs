@@ -22,8 +22,8 @@ use metrics::gauge;
 use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tonic::{Code, Status};
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 use super::fields::has_too_many_fields;
 use super::status::of_call;
