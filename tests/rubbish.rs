@@ -462,7 +462,9 @@ async fn rubbish_gets_its_status_and_good_neighbours_their_scores() {
         bodies(&server, &broken, known).await;
         memory.push(server.memory("VmRSS"));
     }
-    assert!(memory[5] < memory[3] + FLAT, "{memory:?}");
+    // Free memory goes back to the system now and then: any one pass may end right behind that.
+    let (before, after) = memory.split_at(4);
+    assert!(after.iter().max() < before.iter().max().map(|most| most + FLAT).as_ref(), "{memory:?}");
 
     assert!(same(self::known(&mut client).await, known));
     // What is left of the others may take a moment to go.
