@@ -11,8 +11,8 @@ export PATH := $(PATH):$(CURDIR)/.cache/nasm
 CARGO := cargo
 BINARY := target/release/spatialscore
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device attack fixtures train-mini \
-    test-training eval report client-stubs client-test client-frameworks example example-short clean
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity real-packages bench bench-device attack fixtures \
+    train-mini test-training eval report client-stubs client-test client-frameworks example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -93,6 +93,39 @@ fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS
 parity: libtorch .venv/reference/installed ## Hold a fresh seed against transformers, stage by stage
 	.venv/reference/bin/python tests/reference/parity.py $(if $(SEED),--seed $(SEED))
 
+# The public reward packages, each in an environment of its own that is as old as it wants, over one torch (Python 3.11).
+# EDITREWARD and GENEVAL2 are checkouts of TIGER-AI-Lab/EditReward and facebookresearch/GenEval2, which are on no index.
+PACKAGES ?= .cache/packages
+PACKAGE_hpsv3 = hpsv3==1.0.0
+PACKAGE_vqascore = t2v-metrics==3.0
+
+$(PACKAGES)/torch/installed: scripts/python_env.py tests/reference/packages/torch.txt
+	$(PYTHON) $< $(@D) tests/reference/packages/torch.txt
+	@touch $@
+
+$(PACKAGES)/%/installed: scripts/python_env.py tests/reference/packages/%.txt $(PACKAGES)/torch/installed
+	$(PYTHON) $< $(@D)
+	realpath $(PACKAGES)/torch/lib/python*/site-packages > $$(echo $(@D)/lib/python*/site-packages)/torch.pth
+	$(PYTHON) $< $(@D) tests/reference/packages/$*.txt
+	$(if $(PACKAGE_$*),$(@D)/bin/python -m pip install -q --no-deps $(PACKAGE_$*))
+	@touch $@
+
+SCORE = $(PACKAGES)/$(1)/bin/python tests/reference/real_packages.py $(2) $(PACKAGES)/scores
+COMPARE = $(PYTHON) tests/reference/real_packages.py compare $(PACKAGES)/scores/$(1).json $(PACKAGES)/scores/reference.json
+USED = hpsv3 vqascore $(if $(EDITREWARD)$(GENEVAL2),editreward)
+real-packages: .venv/reference/installed $(USED:%=$(PACKAGES)/%/installed) ## Hold transformers against public rewards (8 GB)
+	.venv/reference/bin/python tests/reference/real_packages.py items $(PACKAGES)/scores $(if $(SEED),--seed $(SEED))
+	$(call SCORE,hpsv3,hpsv3)
+	$(call SCORE,vqascore,vqascore)
+	$(call SCORE,vqascore,sizes)
+	$(if $(EDITREWARD),$(call SCORE,editreward,editreward) --source $(EDITREWARD))
+	$(if $(GENEVAL2),$(call SCORE,editreward,geneval2) --source $(GENEVAL2))
+	$(call COMPARE,hpsv3)
+	$(call COMPARE,vqascore)
+	$(call COMPARE,sizes)
+	$(if $(EDITREWARD),$(call COMPARE,editreward))
+	$(if $(GENEVAL2),$(call COMPARE,geneval2))
+
 .venv/bench/installed: scripts/python_env.py benches/requirements.txt tests/reference/requirements.txt
 	$(PYTHON) $< $(@D) benches/requirements.txt
 	@touch $@
@@ -112,6 +145,7 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/reference/bin/python tests/reference/make_tokenizer_fixtures.py tests/fixtures/mlp/checkpoint \
 	    tests/fixtures/processor/tokenizers.json
 	.venv/reference/bin/python tests/reference/configurations.py tests/fixtures
+	.venv/reference/bin/python tests/reference/make_profiles.py tests/fixtures/profiles
 
 # npm comes from PyPI where the machine has none.
 .cache/drawings/fetched: training/spatialscore_training/kinds.tsv | .venv/test/installed

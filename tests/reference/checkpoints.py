@@ -109,8 +109,8 @@ def add_special_tokens(tokenizer, reward_token):
 
 
 @cache
-def trained_pairs(size):
-    """Byte pairs learnt from sentences of ours: the JSON of a tokenizer without special tokens."""
+def trained_pairs(size, more=()):
+    """Byte pairs learnt from sentences of ours and these: the JSON of a tokenizer without special tokens."""
     rng = random.Random(0)
     tokenizer = untrained_tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -118,6 +118,7 @@ def trained_pairs(size):
     )
     sentences = [spatial_prompt(rng, rng.randint(1, 6)) for _ in range(2000)]
     sentences += ["system\nYou are a helpful assistant.\nuser\nassistant\n" + text for text in INSTRUCTIONS] * 50
+    sentences += more
     tokenizer.train_from_iterator(sentences, trainer)
     return tokenizer.to_str()
 

@@ -93,16 +93,19 @@ def read_tensors(files, wanted):
     return found
 
 
-def load_head(directory):
-    """The head, from the model's own files or else from the adapter's."""
-    name = re.compile(r"(?:base_model\.model\.)?rm_head\.(.*)")
+def load_head(directory, key):
+    """The head under this key, from the model's own files or else from the adapter's."""
+    name = re.compile(rf"(?:base_model\.model\.)?{re.escape(key)}\.(.*)")
     wanted = lambda key: (match := name.fullmatch(key)) and match[1]
     tensors = read_tensors(sorted(directory.glob("model*.safetensors")), wanted)
     return head_from(tensors or read_tensors(directory.glob("adapter_model.safetensors"), wanted))
 
 
-def load_model(directory, dtype=torch.float32):
-    """The backbone with the head at `rm_head`, the adapter, if there is one, merged."""
+def load_model(directory, dtype=torch.float32, head="rm_head"):
+    """The backbone with the head of this key at `rm_head`, the adapter, if there is one, merged.
+
+    `lm_head` is a head too: its columns are the logits of the vocabulary.
+    """
     directory = Path(directory)
     config = AutoConfig.from_pretrained(directory)
     embeddings = read_tensors(
@@ -123,7 +126,7 @@ def load_model(directory, dtype=torch.float32):
         model = AutoModelForImageTextToText.from_pretrained(
             base, config=config, dtype=dtype, attn_implementation="eager"
         )
-    model.rm_head = load_head(directory)
+    model.rm_head = model.lm_head if head == "lm_head" else load_head(directory, head)
     if (directory / "adapter_config.json").exists():
         model = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
         model.rm_head.float()
@@ -133,7 +136,7 @@ def load_model(directory, dtype=torch.float32):
 class Reference:
     """A checkpoint, ready to score."""
 
-    def __init__(self, directory, dtype=torch.float32):
+    def __init__(self, directory, dtype=torch.float32, head="rm_head"):
         directory = Path(directory)
         self.reward = json.loads((directory / "reward_config.json").read_text())
         self.processor = AutoProcessor.from_pretrained(directory)
@@ -148,7 +151,7 @@ class Reference:
         self.tokenizer = self.processor.tokenizer
         # The processor reads a template's own file and leaves the one in tokenizer_config.json to the tokenizer.
         self.processor.chat_template = self.processor.chat_template or self.tokenizer.chat_template
-        self.model = load_model(directory, dtype)
+        self.model = load_model(directory, dtype, head)
 
     # What the model reads
 
