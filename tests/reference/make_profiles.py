@@ -140,6 +140,16 @@ def lean(model, tokenizer):
     rows[answers] += 8 * hidden / hidden.square().sum()
 
 
+def as_the_hub_has_it(path):
+    """Qwen3-VL's config.json with the decoder's keys of transformers 4.57, which wrote those of the hub."""
+    config = json.loads(path.read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"]
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"]["rope_theta"] = rope.pop("rope_theta")
+    config["text_config"]["rope_scaling"] = rope | {"mrope_interleaved": True}
+    write_json(path, config)
+
+
 def write_base(directory, recipe):
     """An instruct checkpoint: what a reward's weights stand on, or what is asked questions."""
     directory.mkdir(parents=True)
@@ -154,6 +164,8 @@ def write_base(directory, recipe):
     del model.rm_head
     lean(model, tokenizer)
     write_model(directory, model, recipe)
+    if recipe["config"] == "new":
+        as_the_hub_has_it(directory / "config.json")
     ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     said = {"bos_token_id": ends[1], "pad_token_id": ends[1], "eos_token_id": ends, "do_sample": True}
     said |= {"repetition_penalty": PENALTY if "qwen2_5" in directory.name else 1.0, "temperature": 0.01}

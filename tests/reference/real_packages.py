@@ -4,9 +4,10 @@
     real_packages.py PACKAGE OUT [--source DIR]          in the package's own environment: its numbers
     real_packages.py compare EXPECTED.json OURS.json [--tolerance T]
 
-`make real-packages` does all of it. `items` makes the fixtures of make_profiles.py in OUT/profiles, N pictures of mixed
-sizes in OUT/items and OUT/items.json: a list of {"prompt", "image", "source"}, where `source` is the picture before an
-edit; and OUT/reference.json, what transformers says by way of reference.py. Each package then writes OUT/PACKAGE.json:
+`make real-packages` does all of it. `items` empties OUT and puts there: OUT/profiles, the committed fixtures of
+make_profiles.py or those of another seed; OUT/items, N pictures of mixed sizes;
+OUT/items.json, a list of {"prompt", "image", "source"}, where `source` is the picture before an edit; and
+OUT/reference.json, what transformers says by way of reference.py. Each package then writes OUT/PACKAGE.json:
 
     hpsv3         PyPI's hpsv3: {"hpsv3": [[mean, sigma], …]}
     editreward    TIGER-AI-Lab/EditReward in DIR: {"editreward-mean": [[mean, sigma], …], "-min", "-sum",
@@ -26,6 +27,8 @@ is greater than 1; probabilities within T times themselves. It exits with 1 wher
 import argparse
 import json
 import random
+import re
+import shutil
 import sys
 import types
 import unittest.mock
@@ -62,9 +65,13 @@ def make_items(out, seed, count):
     from make_fixtures import UNUSUAL
     from pictures import drawing
 
-    make_profiles.make(out / "profiles", seed)
+    shutil.rmtree(out, ignore_errors=True)
+    if seed:
+        make_profiles.make(out / "profiles", seed)
+    else:
+        shutil.copytree(Path(__file__).parents[1] / "fixtures/profiles", out / "profiles")
     rng = random.Random(seed)
-    (out / "items").mkdir(parents=True, exist_ok=True)
+    (out / "items").mkdir()
     spelled = f"A sign says {REWARD_TOKEN} above the {{door}}."
     texts = [spelled, *UNUSUAL, 'the word "Yes", and No other', "How many cups are in the image?", ""]
     texts += [spatial_prompt(rng, rng.randint(1, 8)) for _ in range(count - len(texts))]
@@ -109,15 +116,16 @@ def reference_numbers(out, items):
 
     for base in sorted(path.name for path in (profiles / "bases").iterdir()):
         said = json.loads((profiles / "bases" / base / "generation_config.json").read_text())
-        for reading in ("vqascore", "vqascore-geneval2"):
-            told = readings()[reading]
-            reference = read_vocabulary(profiles / "bases" / base, told["text"])
-            ids, shares = first_ids(reference.tokenizer, told["answers"]), []
-            for prompt, image, _ in items:
-                stages = reference.score(prompt, image)
-                logits = penalised(stages["head"], stages["input_ids"].unique(), said["repetition_penalty"])
-                shares.append([probability(logits, ids)["probability"]])
-            made[f"{reading}-{base}"] = shares
+        # The one that knows the family.
+        reading = "vqascore-geneval2" if base.startswith("qwen3") else "vqascore"
+        told = readings()[reading]
+        reference = read_vocabulary(profiles / "bases" / base, told["text"])
+        ids, shares = first_ids(reference.tokenizer, told["answers"]), []
+        for prompt, image, _ in items:
+            stages = reference.score(prompt, image)
+            logits = penalised(stages["head"], stages["input_ids"].unique(), said["repetition_penalty"])
+            shares.append([probability(logits, ids)["probability"]])
+        made[f"{reading}-{base}"] = shares
 
     for _, image, _ in items:
         width, height = Image.open(image).size
@@ -193,6 +201,19 @@ def run_hpsv3(out, _source):
     return {"hpsv3": made}
 
 
+def with_keys_of_today(file, folder):
+    """A copy with transformers' names since 4.52: EditReward's loader takes those of its own version alone."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    if "model.norm.weight" in tensors:
+        tensors = {re.sub(r"^model\.", "model.language_model.", key): tensor for key, tensor in tensors.items()}
+        tensors = {re.sub(r"^visual\.", "model.visual.", key): tensor for key, tensor in tensors.items()}
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    return str(folder)
+
+
 def run_editreward(out, source):
     import torch
 
@@ -211,7 +232,8 @@ def run_editreward(out, source):
         more = dict(model_name_or_path=base, rm_head_type=kind, output_dir=str(out)) | LOCAL
         told = settings(out / f"{name}.yaml", shipped, **more)
         # Its inferencer makes the two batches for this word alone; the model decides by the yaml.
-        inferencer = package.EditRewardInferencer(told, str(profiles / name), "cpu", rm_head_type="ranknet_multi_head")
+        weights = with_keys_of_today(profiles / name / "model.safetensors", out / name)
+        inferencer = package.EditRewardInferencer(told, weights, "cpu", rm_head_type="ranknet_multi_head")
         model = inferencer.model
         for prompt, image, before in read_items(out):
             clean = without_special(prompt) if "<|" in prompt else prompt
@@ -274,13 +296,24 @@ def run_geneval2(out, source):
 
     sys.path.insert(0, str(source))
     made = {}
-    processor, model = transformers.AutoProcessor, transformers.Qwen3VLForConditionalGeneration
-    opened = [(kind, kind.from_pretrained) for kind in (processor, model)]
+    kinds = (transformers.AutoProcessor, transformers.Qwen3VLForConditionalGeneration)
+    open_processor, open_model = (kind.from_pretrained for kind in kinds)
+
+    def processor_of(folder):
+        """With PIL's resizing, which is the reference's; the default here is torch's, which is only close."""
+        processor = open_processor(folder)
+        size = json.loads(Path(folder, "preprocessor_config.json").read_text())["size"]
+        # The class of that version for PIL forgets the limits of its file.
+        limits = dict(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        slow = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False, **limits)
+        processor.image_processor = slow
+        return processor
+
     for base in ("qwen3_vl", "qwen3_vl_tied"):
         folder = str(out / "profiles/bases" / base)
-        # It opens a hub id where it is imported. PIL's resizing, which is the reference; the default here is torch's.
-        processor.from_pretrained = lambda _id, **_told: opened[0][1](folder, use_fast=False)
-        model.from_pretrained = lambda _id, **_told: opened[1][1](folder, dtype="float32")
+        # It opens a hub id where it is imported.
+        kinds[0].from_pretrained = lambda _id, folder=folder, **_told: processor_of(folder)
+        kinds[1].from_pretrained = lambda _id, folder=folder, **_told: open_model(folder, dtype="float32")
         sys.modules.pop("evaluation", None)
         import evaluation
 
