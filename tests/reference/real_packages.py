@@ -126,12 +126,31 @@ def reference_numbers(out, items):
             logits = penalised(stages["head"], stages["input_ids"].unique(), said["repetition_penalty"])
             shares.append([probability(logits, ids)["probability"]])
         made[f"{reading}-{base}"] = shares
+        if base.startswith("qwen3"):
+            made[f"soft-tifa-{base}"] = soft_tifa(profiles / "bases" / base, items)
 
     for _, image, _ in items:
         width, height = Image.open(image).size
         for key, factor, least, most in RESIZED:
             made.setdefault(key, []).append(list(smart_resize(height, width, factor, least, most)))
     return made
+
+
+def questions_about(items):
+    """Some pictures with questions and their answers, as GenEval2 has them."""
+    for prompt, image, _ in items[9::10]:
+        yield image, [["How many cups are in the image?", "three"], [f"Is it so that {prompt}", "Yes"]]
+
+
+def soft_tifa(base, items):
+    """Each answer's share by transformers alone."""
+    from make_profiles import PROFILES, answers_to, first_ids, probability, read_vocabulary
+
+    reference = read_vocabulary(base, PROFILES["soft-tifa"]["text"])
+    share = lambda image, question, answer: probability(
+        reference.score(question, image)["head"], first_ids(reference.tokenizer, answers_to(question, answer))
+    )["probability"]
+    return [[share(image, *pair) for pair in asked] for image, asked in questions_about(items)]
 
 
 # The packages
@@ -317,15 +336,12 @@ def run_geneval2(out, source):
         sys.modules.pop("evaluation", None)
         import evaluation
 
-        shares, softly = [], []
+        shares = []
         for prompt, image, _ in read_items(out):
             # It formats its question twice, which a brace in a prompt does not survive.
             strange = "<|" in prompt or "{" in prompt
             shares.append(None if strange else [evaluation.vqa_score(prompt, image)])
-        for k, (prompt, image, _) in enumerate(read_items(out)):
-            if k % 10 == 9:
-                asked = [["How many cups are in the image?", "three"], [f"Is it so that {prompt}", "Yes"]]
-                softly.append(evaluation.soft_tifa(asked, image)[1])
+        softly = [evaluation.soft_tifa(asked, image)[1] for image, asked in questions_about(read_items(out))]
         made |= {f"vqascore-geneval2-{base}": shares, f"soft-tifa-{base}": softly}
     return made
 
