@@ -29,5 +29,6 @@ EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 # A container is reached by what its operator publishes, and by nobody else: --allow-anonymous says that this was
 # thought of. With SPATIALSCORE__AUTH__TOKENS_FILE set, callers must show a token all the same.
-ENTRYPOINT ["spatialscore"]
+# `env` holds a signal that comes while the libraries are loaded: the system drops what a first process has no handler for.
+ENTRYPOINT ["env", "--block-signal=TERM,INT,HUP", "spatialscore"]
 CMD ["serve", "--allow-anonymous"]
