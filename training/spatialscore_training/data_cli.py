@@ -6,7 +6,8 @@
     spatialreward-data stats pairs                             pairs/stats.png and pairs/stats.html
     spatialreward-data validate pairs                          also for manifests of your own
 
-What is made depends on the arguments alone. A run that was stopped goes on with the shards that are missing.
+What is made depends on the arguments alone. A run that was stopped goes on where it stood; a folder that holds something
+else is refused.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from .drawings import DEFAULT_FOLDER, STYLES, fetch, kinds
+from .files import command
 from .figures import draw_figures
 from .manifest import validate, write_pairs
 from .relations import PLAIN, RULES
@@ -46,6 +48,7 @@ def check(options: argparse.Namespace) -> None:
     sys.exit(bool(faults))
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(prog="spatialreward-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder STYLE/WORD.png (default: %(default)s)")

@@ -8,6 +8,7 @@ import random
 from typing import NamedTuple
 
 from .drawings import Drawings
+from .files import tries
 from .prompts import Prompt, write
 from .relations import Clause, Things, clauses_about, family, verdict
 from .scenes import Scene, World, new_scene, new_twin
@@ -62,7 +63,7 @@ def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> lis
 
 def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
     """A pair of this world."""
-    while True:
+    for _ in tries(f"a pair with {world.clauses[0]} to {world.clauses[1]} relations"):
         scene = new_scene(rng, world, drawings)
         twin = new_twin(rng, scene, world, drawings)
         if twin is None:
@@ -115,7 +116,7 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
     where the scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone
     say nothing.
     """
-    while True:
+    for _ in tries("a scene that keeps some clause of a relation and breaks another"):
         scene = new_scene(rng, world, drawings)
         said = verdicts(world, scene.things)
         true, false = _by_family(said, (True,)), _by_family(said, (False,))
@@ -137,7 +138,7 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
 
 def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
     """A scene, its twin, and so many prompts, each of which one of the two keeps and the other breaks: the paper's stage."""
-    while True:
+    for _ in tries("a scene and a twin, each of which keeps what the other breaks"):
         scene = new_scene(rng, world, drawings)
         twin = new_twin(rng, scene, world, drawings)
         if twin is None:

@@ -148,7 +148,7 @@ def test_a_seed_gives_one_data_set(folder, tmp_path):
     for name, jobs in (("one", 1), ("two", 2)):
         write_pairs(tmp_path / name, FULL, folder, seed=5, side=112, pairs=12, jobs=jobs)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 25
+    assert len(files) == 26
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
 
