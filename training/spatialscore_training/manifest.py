@@ -31,11 +31,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Iterator
 
-from PIL import Image
 from tqdm import tqdm
 
 from .drawings import Drawings, drawings_digest
 from .files import Refusal, digest, keep_apart, tries, write_text
+from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
 from .relations import RULES, Clause, Thing, verdict
 from .scenes import World, draw
@@ -44,8 +44,6 @@ GENERATOR = 2
 """Its version: another one where the same arguments give other pairs."""
 SHARD = 500
 """Pairs in a shard."""
-WORDS = range(8, 101)
-"""How many words a prompt may have."""
 
 
 def words(text: str) -> int:
@@ -55,9 +53,10 @@ def words(text: str) -> int:
 def _pair(world: World, drawings: Drawings, seed: int, number: int) -> Pair:
     """Pair number so-and-so of a data set, with prompts of a fitting length."""
     rng = random.Random(f"{seed}:{number}")
-    for _ in tries(f"a prompt of {WORDS.start} to {WORDS.stop - 1} words for the pair and its twin"):
+    least, most = world.length
+    for _ in tries(f"a prompt of {least} to {most} words for the pair and its twin"):
         pair = new_pair(rng, world, drawings)
-        if words(pair.prompt.text) in WORDS and words(pair.twin_prompt.text) in WORDS:
+        if least <= words(pair.prompt.text) <= most and least <= words(pair.twin_prompt.text) <= most:
             return pair
 
 
@@ -166,22 +165,6 @@ def write_pairs(folder: Path, world: World, drawings: Path, seed: int, side: int
     write_text(folder / "dataset.json", json.dumps(whole, indent=1) + "\n")
 
 
-def manifests(path: Path) -> list[Path]:
-    """The manifests of a data set: the file itself, or all under a folder."""
-    found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
-    if not found:
-        raise FileNotFoundError(f"{path}: no manifest here (*.jsonl)")
-    return found
-
-
-def read_pairs(path: Path) -> Iterator[dict]:
-    """The records of a data set, the names of their pictures made whole."""
-    for manifest in manifests(path):
-        for line in manifest.read_text().splitlines():
-            record = json.loads(line)
-            yield record | {name: str(manifest.parent / record[name]) for name in ("kept", "broken")}
-
-
 def _set_faults(folder: Path) -> Iterator[str]:
     """Whether a data set of ours is what its `dataset.json` says."""
     said_in = folder / "dataset.json"
@@ -198,38 +181,20 @@ def _set_faults(folder: Path) -> Iterator[str]:
 def validate(path: Path) -> Iterator[str]:
     """What is wrong with a data set, one line for each fault."""
     yield from _set_faults(path)
-    for manifest in manifests(path):
-        seen = set()
-        for number, line in enumerate(manifest.read_text().splitlines(), 1):
-            where = f"{manifest}:{number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                yield f"{where}: not JSON: {error}"
-                continue
-            if not isinstance(record, dict):
-                yield f"{where}: not a JSON object"
-                continue
-            if record.get("id") in seen - {None}:
-                yield f"{where}: id {record['id']} stands twice"
-            seen.add(record.get("id"))
-            for fault in _faults(record, manifest.parent):
-                yield f"{where}: {fault}"
+    seen, sound = {}, []
+    for pair in each_pair(path):
+        if isinstance(pair, Refusal):
+            yield str(pair)
+            continue
+        sound.append(pair)
+        if (other := seen.setdefault(pair.get("id", pair["where"]), pair["where"])) != pair["where"]:
+            yield f"{pair['where']}: id {pair['id']} stands twice, first in {other}"
+        for fault in _faults(pair):
+            yield f"{pair['where']}: {fault}"
+    yield from picture_faults(sound)
 
 
-def _faults(record: dict, folder: Path) -> Iterator[str]:
-    for name in ("prompt", "kept", "broken"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            yield f"`{name}` is missing or empty"
-            return
-    for name in ("kept", "broken"):
-        try:
-            with Image.open(folder / record[name]) as image:
-                image.verify()
-        except (OSError, SyntaxError) as error:
-            yield f"`{name}`: {error}"
-    if (folder / record["kept"]).resolve() == (folder / record["broken"]).resolve():
-        yield "`kept` and `broken` are the same file"
+def _faults(record: dict) -> Iterator[str]:
     relations = record.get("relations", [])
     if relations and all(said["broken"] for said in relations):
         yield "no relation is broken in the broken picture"

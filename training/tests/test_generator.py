@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from spatialscore_training.drawings import STYLES, Drawings, kinds
-from spatialscore_training.manifest import read_pairs, validate, write_pairs
+from spatialscore_training.manifest import validate, write_pairs
+from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
 from spatialscore_training.prompts import HELD_OUT, PHRASINGS, write
 from spatialscore_training.relations import RULES, Clause, Thing, arity, overlap, verdict
