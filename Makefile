@@ -9,6 +9,12 @@ export PATH := $(PATH):$(CURDIR)/.cache/nasm
 
 # Everything is built with one profile, so that what is tested is what is served.
 CARGO := cargo
+# rust-toolchain.toml names a version. Where rustup has it not and may not fetch it, its default is taken.
+ifneq ($(shell command -v rustup),)
+ifeq ($(shell cargo --version 2> /dev/null),)
+export RUSTUP_TOOLCHAIN := stable
+endif
+endif
 BINARY := target/release/spatialscore
 
 .PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device attack fixtures train-mini \
@@ -71,7 +77,8 @@ demo: build ## Start the server, score the sample pictures through its socket, s
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
 
-lint: libtorch .cache/nasm/tried ## Formatting, clippy, rustdoc: no warnings
+lint: libtorch .cache/nasm/tried ## Licences, formatting, clippy, rustdoc: no warnings
+	$(PYTHON) -m doctest scripts/deny.py && $(PYTHON) scripts/deny.py Cargo.toml fuzz/Cargo.toml
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
