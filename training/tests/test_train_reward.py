@@ -106,8 +106,9 @@ def test_recipes_that_ship_are_their_sources():
     assert recipes.read_recipe("hpsv3").base == "Qwen/Qwen2-VL-7B-Instruct" and recipes.read_recipe("hpsv3").confidence == 0.95
     # Of the paper's every number that is not told is marked as a guess.
     lines = (files("spatialscore_training") / "recipes" / "paper-lora.toml").read_text().splitlines()
-    said = {line.split(" = ")[0] for i, line in enumerate(lines) if " = " in line and ("a guess" in line or "a guess" in lines[i - 1].lower() and lines[i - 1].startswith("#"))}
-    assert set(tomllib.loads("\n".join(lines))) - said == {"base", "trains", "gradient_checkpointing", "save_every", "evaluate_every"} - said
+    guessed = {line.split(" = ")[0] for before, line in zip(["", *lines], lines) if "a guess" in line or before.startswith("# A guess")}
+    assert set(tomllib.loads("\n".join(lines))) - guessed == {"base", "gradient_checkpointing", "save_every", "evaluate_every"}
+    assert "told; that decoder alone has adapters is a guess" in "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,47 @@ def test_rates_go_as_transformers_schedules():
         for step in range(steps):
             assert train_reward.rate(replace(recipe, schedule=name), step, steps) == pytest.approx(known.get_last_lr()[0])
             optimiser.step(), known.step()
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        ("--steps 0", 2, "must be at least 1"),
+        ("--steps -3", 2, "must be at least 1"),
+        ("--seed -1", 2, "must be at least 0"),
+        ("--minutes nan", 2, "must be at least 0"),
+        ("--set rate", 2, "no KEY=VALUE"),
+        ("--base a/b --init c", 2, "not allowed with"),
+        ("--set speed=1", 1, "unknown speed"),
+        ("--set epochs=0", 1, "epochs must be at least 1"),
+        ("--recipe nowhere", 1, "no recipe that ships"),
+        ("--base ./nowhere", 1, "no such folder"),
+    ],
+)
+def test_impossible_arguments_end_with_a_line_and_a_code(tmp_path, monkeypatch, capsys, arguments, code, said):
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path / "pairs"), str(tmp_path / "out"), *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        train_reward.main()
+    # What `sys.exit` is given as a text is written to stderr, and the code is 1.
+    assert (ended.value.code if isinstance(ended.value.code, int) else 1) == code
+    assert said in f"{ended.value.code}{capsys.readouterr().err}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_manifest_is_refused(base, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("")
+    with pytest.raises(Refusal, match="there are no pairs in it"):
+        new_run(base, tmp_path / "pairs.jsonl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_of_which_people_were_less_sure_are_left_out(base, pairs, tmp_path):
+    records = [{**r, "where": None, "confidence": c} for r, c in zip(read_pairs(pairs), (0.5, 0.95, 0.99, 1.0))]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert len(new_run(base, tmp_path / "pairs.jsonl", tmp_path / "out", confidence=0.95).records) == 3
+    with pytest.raises(Refusal, match="as sure as the recipe's confidence"):
+        (tmp_path / "few.jsonl").write_text(json.dumps(records[0]) + "\n")
+        new_run(base, tmp_path / "few.jsonl", tmp_path / "none", confidence=0.95)
 
 
 # The loss and the head
@@ -294,7 +336,8 @@ def train(tell=None):
     if tell is not None:
         os.write(tell, b"%3d" % run.step)
     run.go()
-rng, begun, torn = random.Random(), [], 0
+newest = lambda: max([int(path.stem[5:]) for path in Path(out, "state").glob("step-*.pt")], default=0)
+rng, torn = random.Random(), 0
 for _ in range(kills):
     hear, tell = os.pipe()
     child = os.fork()
@@ -304,27 +347,26 @@ for _ in range(kills):
         finally:
             os._exit(0)
     os.close(tell)
-    begun.append(int(os.read(hear, 3)))
+    begun, end = int(os.read(hear, 3)), time.monotonic() + rng.uniform(0, 1)
     os.close(hear)
-    time.sleep(rng.uniform(0, 0.6))
+    # At any moment, but before it can come to its end.
+    while time.monotonic() < end and newest() < begun + 2:
+        time.sleep(0.003)
     os.kill(child, signal.SIGKILL)
     torn += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    torn_files = [str(p) for p in Path(out).rglob("*.part")]
-    print(begun[-1], torn_files, file=sys.stderr)
 train()
-print(torn, begun)
+print(torn)
 """
 
 
 def test_a_run_that_is_killed_ten_times_has_the_bits_of_one_that_was_not(base, pairs, tmp_path):
-    told = LORA | {"epochs": 12, "evaluate_every": 5, "draws": 10}
+    told = LORA | {"epochs": 14, "evaluate_every": 5, "draws": 10}
     # One thread here and there: what is added in another order has other bits.
     script = lambda out, kills: subprocess.run(
         [sys.executable, "-c", KILLED, repr((told, str(base), str(pairs), str(tmp_path / out), kills))],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY / "training")}, check=True, stdout=subprocess.PIPE, timeout=600,
     ).stdout.decode().splitlines()[-1]
-    killed = script("killed", 10)
-    assert int(killed.split()[0]) >= 5, f"so few were killed at work that the test says little: {killed}"
+    assert script("killed", 10) == "10"
     script("undisturbed", 0)
     assert state_bytes(tmp_path / "killed") == state_bytes(tmp_path / "undisturbed")
     assert not list(tmp_path.rglob("*.part"))
