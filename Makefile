@@ -163,7 +163,7 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 
 .venv/training/installed: scripts/python_env.py training/pyproject.toml
 	$(PYTHON) $< $(@D)
-	.venv/training/bin/python -m pip install -q -e "training[server,lora,test]"
+	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,test]"
 	@touch $@
 
 # MINUTES=30 stops after so long; the next call goes on from there.

@@ -7,10 +7,14 @@ Layout, in the order in which a pair comes to be and is learned:
 - `scenes`      layouts and their twins, and the pictures drawn from them
 - `prompts`     clauses in people's words
 - `pairs`       a prompt, a picture that keeps it and a twin that does not
-- `manifest`    pairs on disk: shards, their validator and figures (`figures`)
+- `manifest`    our pairs on disk: shards, their validator and figures (`figures`)
+- `pair_files`  pairs as files have them, a lab's own too
+- `recipe`, `preprocessing`, `reward_model`, `train_reward`   a reward model of a Qwen-VL, by a recipe (`recipes/`)
+- `run_state`, `calibration`   what a run keeps of itself, and what a validation says
 - `tokenizer`, `model`   the small Qwen2.5-VL, from nothing
 - `truth`       what the generator knows of each visual token
 - `batches`, `train`     the stages of the recipe (`mini.toml`)
 - `merge`, `export`, `evaluate`, `report`   the checkpoint that the server reads, and its figures
 - `convert`     the same of what other trainers pickle
+- `files`       refusals, and files that are whole or not there
 """

@@ -16,12 +16,13 @@ OUT gets safetensors, in shards where they are long, every tensor in the number 
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from .files import Refusal, beside, command, keep_apart
 
 SETTINGS = ["config.json", "reward_config.json", "preprocessor_config.json", "processor_config.json", "adapter_config.json"]
 TEXTS = [
@@ -35,10 +36,6 @@ REST = ["non_lora_state_dict.pth", "non_lora_state_dict.bin"]
 REWARD_TOKENS = ["<|Reward|>"]
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 SHARD = 5 * 10**9
-
-
-class Refusal(Exception):
-    """Why a folder cannot be converted."""
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -149,11 +146,19 @@ def convert(folder: Path, out: Path, base: Path | None = None, tokenizer: Path |
     """Writes the checkpoint; says what was done and what is left to do."""
     if out.exists() and any(out.iterdir()):
         raise Refusal(f"{out} is not empty")
+    keep_apart(out, folder=folder, base=base, tokenizer=tokenizer)
     whole, index = first([folder], WHOLE), first([folder], INDEXES)
     lora = first([folder], ADAPTERS)
     if not (whole or index or lora):
         raise Refusal(f"{folder}: none of {', '.join([*WHOLE, *INDEXES, *ADAPTERS])}")
-    out.mkdir(parents=True, exist_ok=True)
+    with beside(out) as part:
+        part.mkdir()
+        lines = _fill(part, folder, whole, index, lora, base, tokenizer, limit)
+    return "\n".join(lines).replace(str(part), str(out))
+
+
+def _fill(out: Path, folder: Path, whole: Path | None, index: Path | None, lora: Path | None, base: Path | None, tokenizer: Path | None, limit: int) -> list[str]:
+    """Writes the checkpoint's files; returns what there is to say of them."""
     above = [folder.parent] if folder.name.startswith("checkpoint-") else []
     for name in SETTINGS:
         if file := first([folder, *above, *([base] if base else [])], [name]):
@@ -186,9 +191,10 @@ def convert(folder: Path, out: Path, base: Path | None = None, tokenizer: Path |
     if lacking := [name for name in needed if not (out / name).exists()]:
         lines.append(f"it lacks {', '.join(lacking)}: {'they come with the adapter' + chr(39) + 's base' if lora else 'name the model that was trained with --base'}")
     lines.append(f"then: spatialscore inspect {out}")
-    return "\n".join(lines)
+    return lines
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what the trainer wrote")
@@ -198,8 +204,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         print(convert(options.folder, options.out, options.base, options.tokenizer))
-    except (Refusal, OSError, ValueError, KeyError) as refusal:
-        sys.exit(f"error: {refusal}")
+    except (ValueError, KeyError) as error:
+        raise Refusal(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Pairs of pictures that differ in a spatial relation, composed from named drawings.
 
     spatialreward-data fetch                                   the drawings, by npm, into .cache/drawings
-    spatialreward-data make pairs --pairs 80000                the data set of training
+    spatialreward-data make pairs --preset paper               80,000 pairs with the paper's words, relations and perturbations
+    spatialreward-data make mine --pairs 2000 --seed 1         a world of all relations, with shorter prompts
     spatialreward-data make plain --pairs 2000 --seed 1 --relations plain --things 2 2 --clauses 1 1
     spatialreward-data stats pairs                             pairs/stats.png and pairs/stats.html
     spatialreward-data validate pairs                          also for manifests of your own
 
-What is made depends on the arguments alone. A run that was stopped goes on with the shards that are missing.
+What is made depends on the arguments alone. A run that was stopped goes on where it stood; a folder that holds something
+else is refused.
 """
 
 import argparse
@@ -15,10 +17,17 @@ from itertools import islice
 from pathlib import Path
 
 from .drawings import DEFAULT_FOLDER, STYLES, fetch, kinds
+from .files import command
 from .figures import draw_figures
 from .manifest import validate, write_pairs
 from .relations import PLAIN, RULES
 from .scenes import World
+
+
+PRESETS = {
+    # arXiv 2602.24233: 80,000 pairs; 40 to 100 words, most often 59; 3 to 12 relations, most often 7.
+    "paper": dict(pairs=80000, things=(4, 8), clauses=(3, 12), words=(40, 100), relations="all"),
+}
 
 
 def make(options: argparse.Namespace) -> None:
@@ -32,6 +41,8 @@ def make(options: argparse.Namespace) -> None:
         styles=tuple(options.styles),
         shadow=options.shadow,
         depth=0.0 if options.relations == "plain" else 0.15,
+        length=tuple(options.words),
+        paper=options.preset == "paper",
     )
     write_pairs(options.folder, world, options.drawings, options.seed, options.side, options.pairs, options.jobs)
 
@@ -46,6 +57,7 @@ def check(options: argparse.Namespace) -> None:
     sys.exit(bool(faults))
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(prog="spatialreward-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder STYLE/WORD.png (default: %(default)s)")
@@ -56,6 +68,7 @@ def main() -> None:
 
     making = commands.add_parser("make", help="write a data set", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     making.add_argument("folder", type=Path, help="where to")
+    making.add_argument("--preset", choices=PRESETS, help="what follows as a paper has it, where nothing else is said")
     making.add_argument("--pairs", type=int, default=80000, help="how many")
     making.add_argument("--seed", type=int, default=0, help="another seed, other pairs")
     making.add_argument("--side", type=int, default=224, help="of the pictures, in pixels")
@@ -64,6 +77,7 @@ def main() -> None:
     making.add_argument("--size", type=float, nargs=2, default=(0.16, 0.34), metavar=("LEAST", "MOST"), help="of a thing, as a fraction of the side")
     making.add_argument("--relations", choices=("plain", "all"), default="all", help="plain: left, right, above, below")
     making.add_argument("--clauses", type=int, nargs=2, default=(1, 12), metavar=("LEAST", "MOST"), help="relations in a prompt")
+    making.add_argument("--words", type=int, nargs=2, default=(8, 100), metavar=("LEAST", "MOST"), help="in a prompt")
     making.add_argument("--phrasings", choices=("training", "held-out"), default="training", help="which ways of saying it")
     making.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings")
     making.add_argument("--shadow", type=float, default=World().shadow, help="how far a thing casts one, as a fraction of the side")
@@ -80,6 +94,9 @@ def main() -> None:
     checking.set_defaults(run=check)
 
     options = parser.parse_args()
+    if preset := PRESETS.get(getattr(options, "preset", None)):
+        making.set_defaults(**preset)
+        options = parser.parse_args()
     options.run(options)
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from .files import Refusal, digest
+
 STYLES = ("google", "twitter")
 DEFAULT_FOLDER = Path(".cache/drawings")
 VERSION = "16.0.0"
@@ -48,6 +50,18 @@ def fetch(folder: Path = DEFAULT_FOLDER) -> None:
         archive.unlink()
 
 
+def drawings_digest(folder: Path, words: tuple[str, ...], styles: tuple[str, ...]) -> str:
+    """Of the files of these drawings: with others the same arguments give other pictures."""
+    return digest(_file(folder, style, word).read_bytes() for style in styles for word in words)
+
+
+def _file(folder: Path, style: str, word: str) -> Path:
+    path = Path(folder) / style / f"{word}.png"
+    if not path.exists():
+        raise Refusal(f"{path}: no such drawing; `spatialreward-data fetch` gets them")
+    return path
+
+
 class Drawings:
     """The drawings of some kinds, cut to what is not transparent, scaled once for each size."""
 
@@ -56,10 +70,7 @@ class Drawings:
         self._full = {}
         for style in styles:
             for word in words:
-                path = Path(folder) / style / f"{word}.png"
-                if not path.exists():
-                    raise FileNotFoundError(f"{path}: no such drawing; `spatialreward-data fetch` gets them")
-                image = Image.open(path).convert("RGBA")
+                image = Image.open(_file(folder, style, word)).convert("RGBA")
                 self._full[word, style] = image.crop(image.getchannel("A").getbbox())
         self._opaque = {name: np.asarray(image.getchannel("A")) > 127 for name, image in self._full.items()}
         self.scaled = lru_cache(maxsize=4096)(self._scale)

@@ -21,7 +21,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .manifest import read_pairs
+from .calibration import interval
+from .files import command
+from .pair_files import picture_bytes, read_pairs
 from .relations import family
 from .scorers import Item, LocalScorer, Score, ServerScorer
 
@@ -34,14 +36,6 @@ td:first-child,th:first-child{{text-align:left}}.pair{{display:flex;gap:1rem;mar
 figure{{margin:0}}img{{width:224px}}.broken{{background:#ffd9d2}}big{{font-size:2.5rem}}</style>
 <h1>Pair accuracy</h1><p>{model}<p><big>{accuracy}</big> of {pairs:,} pairs
 {tables}<h2>The gravest mistakes</h2>{mistakes}"""
-
-
-def interval(right: float, count: int) -> dict[str, float | int]:
-    """A share and its 95 % interval by Wilson's score."""
-    share, z2 = right / count, 1.96**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = 1.96 * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return {"accuracy": share, "low": middle - half, "high": middle + half, "pairs": count}
 
 
 def percent(share: dict) -> str:
@@ -116,7 +110,7 @@ def told(pair: dict) -> dict:
 
 def _picture(title: str, path: str, score: Score) -> str:
     spread = f" ± {score.stddev:.2f}" if score.stddev is not None else ""
-    data = base64.b64encode(Path(path).read_bytes()).decode()
+    data = base64.b64encode(picture_bytes(path)).decode()
     return f'<figure><img src="data:image;base64,{data}"><figcaption>{title}: {score.mean:+.2f}{spread}</figcaption></figure>'
 
 
@@ -149,6 +143,7 @@ def page(model: str, found: dict, judged: list[dict], mistakes: int) -> str:
     )
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="a data set's folder, or a manifest")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen2VLImageProcessorPil
 
+from .files import Refusal, beside, command, keep_apart
 from .model import new_model
 from .tokenizer import CHAT_TEMPLATE, INSTRUCTION, REWARD_TOKEN, run_tokenizer
 
@@ -29,8 +30,13 @@ def _write_json(path: Path, value: dict) -> None:
 def export(
     weights: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, notice: str | None = None
 ) -> None:
-    """Writes a checkpoint with these weights into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a checkpoint with these weights into `folder`, whole or not at all."""
+    with beside(folder) as part:
+        part.mkdir()
+        _export(weights, tokenizer, part, dtype, notice)
+
+
+def _export(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, notice: str | None) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     said = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -48,6 +54,7 @@ def export(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("state", type=Path, help="a stage's state, as spatialscore-train writes it")
@@ -55,6 +62,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights on disk (default: %(default)s)")
     parser.add_argument("--notice", help="what callers should know, for reward_config.json")
     options = parser.parse_args()
+    if options.folder.exists() and any(options.folder.iterdir()) and not (options.folder / "reward_config.json").exists():
+        raise Refusal(f"{options.folder} is not empty, and no checkpoint that may be replaced")
+    keep_apart(options.folder, run=options.state.parent)
     state = torch.load(options.state, map_location="cpu", weights_only=True)
     tokenizer = run_tokenizer(options.state.parent)
     export(state["model"], tokenizer, options.folder, DTYPES[options.dtype], options.notice)

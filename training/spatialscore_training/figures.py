@@ -10,7 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from .manifest import read_pairs, words
+from .manifest import words
+from .pair_files import read_pairs
 from .relations import family
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>

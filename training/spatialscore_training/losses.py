@@ -94,6 +94,13 @@ def bradley_terry(better: Tensor, worse: Tensor) -> tuple[Tensor, Tensor]:
     return -F.logsigmoid(z).mean(), (ahead > 0).float().mean()
 
 
+def gaussian_bradley_terry(better: Tensor, worse: Tensor, noise: Tensor) -> Tensor:
+    """Of each pair, on rewards [B, 2], the mean over draws of z, one for each column of `noise` [B, draws]."""
+    ahead = better[:, 0] - worse[:, 0]
+    spread = ((2 * better[:, 1]).exp() + (2 * worse[:, 1]).exp()).sqrt()
+    return -F.logsigmoid(ahead[:, None] + spread[:, None] * noise).mean(1)
+
+
 def judging(rewards: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The reward [B, P, 2]: its mean above nought where the picture keeps the prompt; and, of a picture and its twin
     under one prompt, the right one's above the other's. Sigma is held near one, lest its noise drown all else."""

@@ -1,5 +1,6 @@
 """Pairs on disk: shards of PNGs, each with a manifest of one JSON object a line.
 
+    FOLDER/dataset.json
     FOLDER/shard-00000/manifest.jsonl
     FOLDER/shard-00000/0000000-kept.png, 0000000-broken.png, ...
 
@@ -11,29 +12,38 @@ A line says
     things                           for `kept` and `broken`: kind, style, box; from back to front. A box is left, top,
                                      right, bottom as fractions of the picture's side
 
+`dataset.json` says what the pairs were made with (`made_with`), how many there are to be, and, once they are all there, the
+digest of every file. A folder that was made with something else is refused, a shard that is short is finished.
+
 A manifest of your own needs `prompt`, `kept` and `broken` alone; the validator checks the rest where it is there.
 """
 
 import json
+import multiprocessing
 import os
 import random
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
+from itertools import takewhile
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import Iterator
 
-from PIL import Image
 from tqdm import tqdm
 
-from .drawings import Drawings
+from .drawings import Drawings, drawings_digest
+from .files import Refusal, digest, keep_apart, tries, write_text
+from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
 from .relations import RULES, Clause, Thing, verdict
 from .scenes import World, draw
 
+GENERATOR = 2
+"""Its version: another one where the same arguments give other pairs."""
 SHARD = 500
 """Pairs in a shard."""
-WORDS = range(8, 101)
-"""How many words a prompt may have."""
 
 
 def words(text: str) -> int:
@@ -43,9 +53,10 @@ def words(text: str) -> int:
 def _pair(world: World, drawings: Drawings, seed: int, number: int) -> Pair:
     """Pair number so-and-so of a data set, with prompts of a fitting length."""
     rng = random.Random(f"{seed}:{number}")
-    while True:
+    least, most = world.length
+    for _ in tries(f"a prompt of {least} to {most} words for the pair and its twin"):
         pair = new_pair(rng, world, drawings)
-        if words(pair.prompt.text) in WORDS and words(pair.twin_prompt.text) in WORDS:
+        if least <= words(pair.prompt.text) <= most and least <= words(pair.twin_prompt.text) <= most:
             return pair
 
 
@@ -69,85 +80,121 @@ def _record(number: int, pair: Pair) -> dict:
     }
 
 
+def _shard_digest(folder: Path) -> str:
+    """Of the names and the bytes of a shard's files."""
+    return digest(part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes()))
+
+
 def _write_shard(folder: Path, world: World, drawings: Path, seed: int, side: int, pairs: int, shard: int) -> int:
-    """Writes one shard, its manifest last; returns how many pairs are in it."""
+    """Writes what a shard lacks, its manifest last; returns how many pairs are in it."""
     numbers = range(shard * SHARD, min(pairs, (shard + 1) * SHARD))
     target = folder / f"shard-{shard:05}"
-    if (target / "manifest.jsonl").exists():
-        return len(numbers)
+    manifest = target / "manifest.jsonl"
     target.mkdir(parents=True, exist_ok=True)
-    source = Drawings(drawings, world.words, world.styles)
-    lines = []
-    for number in numbers:
-        pair = _pair(world, source, seed, number)
-        record = _record(number, pair)
-        for name, scene in (("kept", pair.kept), ("broken", pair.broken)):
-            draw(scene, side, source).save(target / record[name], compress_level=1)
-        lines.append(json.dumps(record))
-    part = target / "manifest.part"
-    part.write_text("\n".join(lines) + "\n")
-    part.replace(target / "manifest.jsonl")
+    lines = manifest.read_text().splitlines() if manifest.exists() else []
+    there = lambda line: all((target / json.loads(line)[name]).exists() for name in ("kept", "broken"))
+    lines = list(takewhile(there, lines))
+    if len(lines) < len(numbers):
+        source = Drawings(drawings, world.words, world.styles)
+        for number in numbers[len(lines) :]:
+            pair = _pair(world, source, seed, number)
+            record = _record(number, pair)
+            for name, scene in (("kept", pair.kept), ("broken", pair.broken)):
+                draw(scene, side, source).save(target / record[name], compress_level=1)
+            lines.append(json.dumps(record))
+        write_text(manifest, "\n".join(lines) + "\n")
     return len(numbers)
 
 
+def _die_with_parent() -> None:
+    """A worker ends when who started it is gone, however that went."""
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _set_digest(folder: Path) -> str:
+    return digest(_shard_digest(shard).encode() for shard in sorted(folder.glob("shard-*")))
+
+
+def _claim(folder: Path, made_with: dict, pairs: int) -> bool:
+    """Makes a folder the place of this data set, or refuses one that holds another, or something else; tells whether
+    there is anything left to write."""
+    said_in = folder / "dataset.json"
+    if not said_in.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise Refusal(f"{folder} is not empty and has no dataset.json, so nobody knows what made it; name a new folder")
+    else:
+        said = json.loads(said_in.read_text())
+        then = said["made_with"] | {"world": None} | said["made_with"]["world"]
+        now = made_with | {"world": None} | made_with["world"]
+        # As JSON has them, which knows no tuples.
+        now = json.loads(json.dumps(now))
+        if differing := sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key)):
+            told = "; ".join(f"{key} was {then.get(key)}, is now {now.get(key)}" for key in differing)
+            raise Refusal(f"{folder} was made with other arguments: {told}. Name a new folder")
+        if pairs < said["pairs"]:
+            raise Refusal(f"{folder} has {said['pairs']} pairs, more than {pairs}; name a new folder")
+        if said["digest"] and said["digest"] != _set_digest(folder):
+            raise Refusal(f"{folder}: its files are not those that were written; name a new folder")
+        if said["digest"] and pairs == said["pairs"]:
+            return False
+    write_text(said_in, json.dumps({"made_with": made_with, "pairs": pairs, "digest": None}, indent=1) + "\n")
+    return True
+
+
 def write_pairs(folder: Path, world: World, drawings: Path, seed: int, side: int, pairs: int, jobs: int | None = None) -> None:
-    """Writes a data set. The same arguments give the same bytes; shards that are there are left alone."""
+    """Writes a data set, or what one that was begun with the same arguments lacks. The same arguments give the same bytes."""
+    for name, value, least in (("pairs", pairs, 1), ("seed", seed, 0), ("side", side, 28), ("jobs", 1 if jobs is None else jobs, 1)):
+        if value < least:
+            raise Refusal(f"{name} must be at least {least}, not {value}")
+    keep_apart(folder, drawings=drawings)
+    made_with = {"generator": GENERATOR, "seed": seed, "side": side, "world": asdict(world)}
+    made_with["drawings"] = drawings_digest(drawings, world.words, world.styles)
+    if not _claim(folder, made_with, pairs):
+        return
+    shards = range((pairs + SHARD - 1) // SHARD)
     write = partial(_write_shard, folder, world, drawings, seed, side, pairs)
-    with ProcessPoolExecutor(jobs or os.cpu_count()) as pool, tqdm(total=pairs, unit="pair") as bar:
-        for done in pool.map(write, range((pairs + SHARD - 1) // SHARD)):
+    with ProcessPoolExecutor(jobs or os.cpu_count(), initializer=_die_with_parent) as pool, tqdm(total=pairs, unit="pair") as bar:
+        for done in pool.map(write, shards):
             bar.update(done)
+    whole = {"made_with": made_with, "pairs": pairs, "digest": _set_digest(folder)}
+    write_text(folder / "dataset.json", json.dumps(whole, indent=1) + "\n")
 
 
-def manifests(path: Path) -> list[Path]:
-    """The manifests of a data set: the file itself, or all under a folder."""
-    found = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
-    if not found:
-        raise FileNotFoundError(f"{path}: no manifest here (*.jsonl)")
-    return found
-
-
-def read_pairs(path: Path) -> Iterator[dict]:
-    """The records of a data set, the names of their pictures made whole."""
-    for manifest in manifests(path):
-        for line in manifest.read_text().splitlines():
-            record = json.loads(line)
-            yield record | {name: str(manifest.parent / record[name]) for name in ("kept", "broken")}
+def _set_faults(folder: Path) -> Iterator[str]:
+    """Whether a data set of ours is what its `dataset.json` says."""
+    said_in = folder / "dataset.json"
+    if not said_in.is_file():
+        return
+    said = json.loads(said_in.read_text())
+    found = sum(len(manifest.read_text().splitlines()) for manifest in folder.glob("shard-*/manifest.jsonl"))
+    if found != said["pairs"]:
+        yield f"{said_in}: {said['pairs']} pairs are to be there, {found} are; `make` with the same arguments finishes it"
+    elif _set_digest(folder) != said["digest"]:
+        yield f"{said_in}: the files are not those that were written: one was changed, swapped, lost or added"
 
 
 def validate(path: Path) -> Iterator[str]:
     """What is wrong with a data set, one line for each fault."""
-    for manifest in manifests(path):
-        seen = set()
-        for number, line in enumerate(manifest.read_text().splitlines(), 1):
-            where = f"{manifest}:{number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                yield f"{where}: not JSON: {error}"
-                continue
-            if not isinstance(record, dict):
-                yield f"{where}: not a JSON object"
-                continue
-            if record.get("id") in seen - {None}:
-                yield f"{where}: id {record['id']} stands twice"
-            seen.add(record.get("id"))
-            for fault in _faults(record, manifest.parent):
-                yield f"{where}: {fault}"
+    yield from _set_faults(path)
+    seen, sound = {}, []
+    for pair in each_pair(path):
+        if isinstance(pair, Refusal):
+            yield str(pair)
+            continue
+        sound.append(pair)
+        if (other := seen.setdefault(pair.get("id", pair["where"]), pair["where"])) != pair["where"]:
+            yield f"{pair['where']}: id {pair['id']} stands twice, first in {other}"
+        for fault in _faults(pair):
+            yield f"{pair['where']}: {fault}"
+    yield from picture_faults(sound)
 
 
-def _faults(record: dict, folder: Path) -> Iterator[str]:
-    for name in ("prompt", "kept", "broken"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            yield f"`{name}` is missing or empty"
-            return
-    for name in ("kept", "broken"):
-        try:
-            with Image.open(folder / record[name]) as image:
-                image.verify()
-        except (OSError, SyntaxError) as error:
-            yield f"`{name}`: {error}"
-    if (folder / record["kept"]).resolve() == (folder / record["broken"]).resolve():
-        yield "`kept` and `broken` are the same file"
+def _faults(record: dict) -> Iterator[str]:
     relations = record.get("relations", [])
     if relations and all(said["broken"] for said in relations):
         yield "no relation is broken in the broken picture"

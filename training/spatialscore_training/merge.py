@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from .files import beside, command, keep_apart
 
+
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("eyes", type=Path, help="state of a stage that trains `eyes`")
@@ -17,7 +20,9 @@ def main() -> None:
     options = parser.parse_args()
     eyes, reader = (torch.load(path, map_location="cpu", weights_only=True) for path in (options.eyes, options.reader))
     seen = {name: weight for name, weight in eyes["model"].items() if name.startswith("model.visual.")}
-    torch.save({"model": reader["model"] | seen, "step": reader["step"]}, options.out)
+    keep_apart(options.out, eyes=options.eyes, reader=options.reader)
+    with beside(options.out) as part:
+        torch.save({"model": reader["model"] | seen, "step": reader["step"]}, part)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import random
 from typing import NamedTuple
 
 from .drawings import Drawings
+from .files import tries
 from .prompts import Prompt, write
-from .relations import Clause, Things, clauses_about, family, verdict
+from .relations import Clause, Things, clauses_about, fact, family, verdict
 from .scenes import Scene, World, new_scene, new_twin
 
 
@@ -60,9 +61,55 @@ def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> lis
     return drawn
 
 
+RELATIONS = {3: 4, 4: 9, 5: 14, 6: 18, 7: 20, 8: 15, 9: 9, 10: 6, 11: 3, 12: 2}
+"""How often a prompt of the paper has so many relations: 3 to 12, most often 7. The shape between is a guess."""
+
+
+def _draw_facts(rng: random.Random, found: dict[str, list[Clause]], count: int, taken: set[Clause]) -> list[Clause]:
+    """So many clauses, each a fact that is not yet `taken`, relations being equally likely."""
+    drawn: list[Clause] = []
+    while len(drawn) < count:
+        left = {relation: fresh for relation, clauses in found.items() if (fresh := [c for c in clauses if fact(c) not in taken])}
+        if not left:
+            break
+        drawn.append(clause := rng.choice(left[rng.choice(list(left))]))
+        taken.add(fact(clause))
+    return drawn
+
+
+def _paper_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
+    """A pair with the paper's number of relations, one or two of which are perturbed, each fact told once."""
+    (count,) = rng.choices(list(RELATIONS), [weight * (world.clauses[0] <= n <= world.clauses[1]) for n, weight in RELATIONS.items()])
+    for _ in tries(f"a pair with {count} relations and {world.length[0]} to {world.length[1]} words"):
+        scene = new_scene(rng, world, drawings)
+        twin = new_twin(rng, scene, world, drawings)
+        if twin is None:
+            continue
+        kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
+        said = verdicts(world, kept.things, broken.things)
+        taken: set[Clause] = set()
+        breaks = _draw_facts(rng, _by_family(said, (True, False)), rng.randint(1, 2), taken)
+        gains = _by_relation(said, (False, True))
+        replacements = [_replacement(rng, clause, gains) for clause in breaks]
+        taken.update(fact(clause) for clause in replacements if clause)
+        holds = _draw_facts(rng, _by_relation(said, (True, True)), count - len(breaks), taken)
+        if not breaks or None in replacements or len(breaks) + len(holds) != count or len({*map(fact, replacements)}) < len(breaks):
+            continue
+        clauses = list(zip(breaks, replacements)) + [(clause, clause) for clause in holds]
+        rng.shuffle(clauses)
+        told, told_of_twin = (tuple(side) for side in zip(*clauses))
+        for seed in (rng.getrandbits(32) for _ in range(8)):
+            prompts = [write(random.Random(seed), t, world.phrasings, s.things) for t, s in ((told, kept), (told_of_twin, broken))]
+            if all(world.length[0] <= len(prompt.text.split()) <= world.length[1] for prompt in prompts):
+                return Pair(prompts[0], kept, broken, prompts[1], tuple(i for i, (a, b) in enumerate(clauses) if a != b))
+    raise AssertionError("tries ends by a refusal")
+
+
 def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
     """A pair of this world."""
-    while True:
+    if world.paper:
+        return _paper_pair(rng, world, drawings)
+    for _ in tries(f"a pair with {world.clauses[0]} to {world.clauses[1]} relations"):
         scene = new_scene(rng, world, drawings)
         twin = new_twin(rng, scene, world, drawings)
         if twin is None:
@@ -115,7 +162,7 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
     where the scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone
     say nothing.
     """
-    while True:
+    for _ in tries("a scene that keeps some clause of a relation and breaks another"):
         scene = new_scene(rng, world, drawings)
         said = verdicts(world, scene.things)
         true, false = _by_family(said, (True,)), _by_family(said, (False,))
@@ -137,7 +184,7 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
 
 def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
     """A scene, its twin, and so many prompts, each of which one of the two keeps and the other breaks: the paper's stage."""
-    while True:
+    for _ in tries("a scene and a twin, each of which keeps what the other breaks"):
         scene = new_scene(rng, world, drawings)
         twin = new_twin(rng, scene, world, drawings)
         if twin is None:

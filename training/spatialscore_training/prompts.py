@@ -5,9 +5,10 @@ knows the relation or the phrase. `{a}`, `{b}`, `{c}` stand for noun phrases and
 """
 
 import random
+import re
 from typing import NamedTuple
 
-from .relations import Clause
+from .relations import Clause, Things, says_true
 
 VERBS = ("is", "is", "stands", "sits", "lies", "rests", "can be seen", "is placed", "appears")
 
@@ -268,6 +269,20 @@ OPENERS = (
     "On a plain background, ",
     "A flat illustration with clear places: ",
 )
+SCENES = (
+    "kitchen", "living room", "classroom", "study", "bedroom", "hallway", "garage", "office", "library", "bathroom", "balcony", "garden",
+    "dining room", "workshop", "attic", "basement", "cafe", "playroom", "market stall", "greenhouse", "museum room", "shop window",
+    "laboratory", "waiting room", "nursery", "pantry", "park", "beach", "campsite", "train compartment",
+)  # fmt: skip
+"""The paper's kinds of scene and their like. Our pictures are drawings on a plain ground, so a kind is a frame of words."""
+FRAMES = ("In a {scene}, ", "A {scene}: ", "Draw a {scene}. ", "A plain {scene} scene: ", "The scene is a {scene}. ")
+LONG_FRAMES = (
+    "A flat illustration of a {scene}, with a few simple drawings on a plain background and nothing else in the picture. ",
+    "This is an orderly layout for a {scene}, in which separate objects are shown as plain drawings seen from the front. ",
+    "Please draw a {scene} as a clean arrangement of separate objects on one plain background, each in its own clear place. ",
+)
+FEW = 4
+"""Relations: up to so many leave room for a long frame, lest the prompt be shorter than any of the paper's."""
 JOINTS = (". ", ". ", ". ", ", and ", "; ", ", while ", ", ")
 
 
@@ -297,12 +312,13 @@ def phrasings(relation: str, span: tuple[int, int]) -> tuple[str, ...]:
 class _Writer:
     """Puts clauses into sentences and keeps account of what stands where."""
 
-    def __init__(self, rng: random.Random, span: tuple[int, int]):
-        self.rng, self.span = rng, span
+    def __init__(self, rng: random.Random, span: tuple[int, int], things: Things | None):
+        self.rng, self.span, self.things = rng, span, things
         self.plain = span == (0, 1)
         self.text, self.known, self.mentions = "", set(), []
         self.definite = rng.random() < 0.5
         self.subject = None
+        """Whom "it" would mean."""
 
     def noun(self, kind: str) -> str:
         first = kind not in self.known and not self.definite
@@ -311,7 +327,10 @@ class _Writer:
 
     def clause(self, clause: Clause, opens: bool, pronoun: bool) -> None:
         """One clause; a pronoun may stand for its first thing if the clause before was about that too."""
-        phrase = self.rng.choice(phrasings(clause.relation, self.span))
+        said = phrasings(clause.relation, self.span)
+        if self.things is not None:
+            said = [phrase for phrase in said if says_true(phrase, clause, self.things)]
+        phrase = self.rng.choice(said)
         verb = "is" if self.plain else self.rng.choice(VERBS)
         pronoun = pronoun and phrase.startswith("{a}") and "{a} and" not in phrase and clause.about[0] == self.subject
         words, names = [], dict(zip("abc", clause.about))
@@ -333,12 +352,19 @@ class _Writer:
                 self.mentions.append(Mention(kind, end - len(kind), end))
             self.text += word
         self.subject = clause.about[0] if clause.about else None
+        if self.things is not None and not (phrase.startswith("{a}") and "{a} and" not in phrase):
+            # What stands first in the sentence is what the next "it" would be taken for.
+            self.subject = None
 
 
-def write(rng: random.Random, clauses: tuple[Clause, ...], span: tuple[int, int] = (0, 99)) -> Prompt:
-    """A prompt that states these clauses in this order, in the phrasings that `span` allows."""
-    writer = _Writer(rng, span)
-    if not writer.plain and rng.random() < 0.4:
+def write(rng: random.Random, clauses: tuple[Clause, ...], span: tuple[int, int] = (0, 99), things: Things | None = None) -> Prompt:
+    """A prompt that states these clauses in this order, in the phrasings that `span` allows. Where `things` are given, which
+    keep the clauses, it is true of them word for word, and framed by a kind of scene."""
+    writer = _Writer(rng, span, things)
+    if things is not None:
+        frame = rng.choice(LONG_FRAMES if len(clauses) <= FEW else FRAMES).format(scene=rng.choice(SCENES))
+        writer.text = re.sub(r"\b([Aa]) (?=attic|office)", r"\1n ", frame)
+    elif not writer.plain and rng.random() < 0.4:
         writer.text = rng.choice(OPENERS)
     ends, opens = [], not writer.text or writer.text.endswith(". ")
     for i, clause in enumerate(clauses):

@@ -5,6 +5,7 @@ that no label is doubtful. Lengths are fractions of the picture's side; y grows 
 their kind's word, which is unique in a scene.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Iterable, NamedTuple
@@ -139,6 +140,55 @@ RULES = {
 }
 
 PLAIN = ("left_of", "right_of", "above", "below")
+
+
+MIRRORED = {"right_of": "left_of", "below": "above", "behind": "in_front_of"}
+SYMMETRIC = ("in_row", "in_column")
+
+
+def fact(clause: Clause) -> Clause:
+    """The one of all clauses that state the same."""
+    if clause.relation in MIRRORED:
+        return Clause(MIRRORED[clause.relation], clause.about[::-1])
+    return Clause(clause.relation, tuple(sorted(clause.about))) if clause.relation in SYMMETRIC else clause
+
+
+def _gap(thing: Thing, edge: str) -> float:
+    left, top, right, bottom = thing.box
+    return {"left": left, "right": 1 - right, "top": top, "bottom": 1 - bottom}[edge]
+
+
+def _midway(a: Thing, b: Thing, c: Thing) -> bool:
+    return max(abs(a.x - (b.x + c.x) / 2), abs(a.y - (b.y + c.y) / 2)) <= 0.05
+
+
+def _in_gap(a: Thing, b: Thing, c: Thing) -> bool:
+    return not (overlap(a, b) or overlap(a, c))
+
+
+# Words that say more than their relation asks for: what must hold besides, given the things that the clause is about.
+# None: no layout of ours makes them true for sure.
+STRICTER = {
+    r"\btouch": lambda clause, things: _gap(things[0], clause.relation.split("_")[0]) <= 0.01,
+    r"\bright at\b": lambda clause, things: _gap(things[0], clause.relation.split("_")[0]) <= 0.02,
+    r"\bmidway|\bhalfway|\bmidpoint": lambda clause, things: _midway(*things),
+    r"\bgap\b|\bseparates": lambda clause, things: _in_gap(*things),
+    r"\bvery (center|middle)|\bright in the middle|\bis centered": lambda clause, things: max(abs(things[0].x - 0.5), abs(things[0].y - 0.5)) <= 0.03,
+    r"\bat the same height|\blevel\b|\baligned|\bone (horizontal |vertical )?line|\bin line|\ba vertical line": lambda clause, things: abs(
+        things[0].y - things[1].y if clause.relation == "in_row" else things[0].x - things[1].x
+    )
+    <= 0.02,
+    r"\bfills\b|\btakes the center|\bhangs\b|\bflank|\beither side|\btucked": None,
+}
+
+
+def says_true(phrase: str, clause: Clause, things: Things) -> bool:
+    """Whether a phrasing of a clause that holds is true word for word."""
+    by_kind = {thing.kind: thing for thing in things}
+    about = [by_kind[kind] for kind in clause.about]
+    return all(
+        holds is not None and holds(clause, about) for words, holds in STRICTER.items() if re.search(words, phrase)
+    )
 
 
 def arity(relation: str) -> int:

@@ -19,6 +19,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from .evaluate import percent
+from .files import command, keep_apart
 
 SHOWN = 4
 """Pairs of each data set on the page of examples, half of them the gravest mistakes."""
@@ -120,12 +121,14 @@ The first pairs of each data set that came out right, then its gravest mistakes.
 """
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=Path, help="a folder of data sets that `spatialscore-eval` measured")
     parser.add_argument("--out", type=Path, required=True, help="where the report goes")
     parser.add_argument("--command", default="make report", help="what made all of it (default: %(default)s)")
     options = parser.parse_args()
+    keep_apart(options.out, measured=options.measured)
     sets = measured(options.measured)
     if not sets:
         raise SystemExit(f"{options.measured}: no eval.json below it; run spatialscore-eval first")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .drawings import STYLES, Drawings, kinds
+from .files import Refusal, tries
 from .relations import PLAIN, Thing, Things, overlap
 
 
@@ -38,6 +39,27 @@ class World:
     """How often a thing is laid over another."""
     shadow: float = 0.05
     """How far a thing's shadow reaches beyond it, as a fraction of the picture's side."""
+    length: tuple[int, int] = (8, 100)
+    """The least and the greatest number of words in a pair's prompts."""
+    paper: bool = False
+    """A pair as the paper has it: the number of relations is drawn from the paper's distribution, a scene's kind frames the
+    prompt, no fact stands twice, words are held to what they mean, and both pictures share their background."""
+
+    def __post_init__(self) -> None:
+        """Refuses what no scene can be."""
+        in_order = lambda name, least, most: least <= getattr(self, name)[0] <= getattr(self, name)[1] <= most
+        for kept, must in (
+            (2 <= self.kinds <= len(kinds()), f"kinds must be from 2 to {len(kinds())}, not {self.kinds}"),
+            (in_order("things", 2, self.kinds), f"things must be two numbers in order from 2 to kinds ({self.kinds}), not {self.things}"),
+            (in_order("size", 0.02, 1), f"size must be two fractions in order from 0.02 to 1, not {self.size}"),
+            (in_order("length", 1, 1000), f"length must be two numbers of words in order from 1 to 1000, not {self.length}"),
+            (in_order("clauses", 1, 64), f"clauses must be two numbers in order from 1 to 64, not {self.clauses}"),
+            (0 <= self.depth <= 1, f"depth must be from 0 to 1, not {self.depth}"),
+            (0 <= self.shadow <= 0.5, f"shadow must be from 0 to 0.5, not {self.shadow}"),
+            (self.styles and set(self.styles) <= set(STYLES), f"styles must be some of {', '.join(STYLES)}, not {self.styles}"),
+        ):
+            if not kept:
+                raise Refusal(must)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -141,7 +163,7 @@ def allowed(things: Things, drawings: Drawings) -> bool:
 
 def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
     """A scene of this world."""
-    while True:
+    for _ in tries(f"a scene of {world.things[0]} to {world.things[1]} things of {world.size[0]} to {world.size[1]} of the side", 1000):
         words = rng.sample(world.words, rng.randint(*world.things))
         style = rng.choice(world.styles)
         things: list[Thing] = []
@@ -189,12 +211,15 @@ def _reordered(rng: random.Random, things: Things, world: World) -> Things:
 
 
 def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings) -> Scene | None:
-    """The scene with one change, on a background of its own; None where no change could be made."""
+    """The scene with one change, on a background of its own unless the world is the paper's; None where no change could be made."""
     for _ in range(12):
         change = rng.choice((_swapped, _moved, _reordered) if world.depth else (_swapped, _moved))
+        if world.paper:
+            # Two objects swapped, or one elsewhere, far more often than depth alone.
+            (change,) = rng.choices((_swapped, _moved, _reordered), (12, 12, 1))
         things = change(rng, scene.things, world)
         if things != scene.things and allowed(things, drawings):
-            return Scene(things, rng.getrandbits(32), world.shadow)
+            return Scene(things, scene.ground if world.paper else rng.getrandbits(32), world.shadow)
     return None
 
 

@@ -1,16 +1,16 @@
 """Two ways to have a pair's pictures scored: by a server, and by transformers on this machine."""
 
-import json
 import queue
 from math import exp
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
 
+from .pair_files import Picture, picture_bytes
+
 
 class Item(NamedTuple):
     prompt: str
-    picture: str
-    """The file's name."""
+    picture: Picture
 
 
 class Score(NamedTuple):
@@ -43,7 +43,7 @@ class ServerScorer:
         items, waiting = enumerate(items), queue.Queue()
 
         def request(number: int, item: Item):
-            image = self.messages.Image(encoded=Path(item.picture).read_bytes())
+            image = self.messages.Image(encoded=picture_bytes(item.picture))
             scored = self.messages.ScoreItem(prompt=item.prompt, image=image)
             return self.messages.ScoreStreamRequest(id=str(number), item=scored)
 
@@ -62,50 +62,24 @@ class ServerScorer:
 
 
 class LocalScorer:
-    """A checkpoint in transformers, in fp32: the processor's own pictures and tokens, one item at a time."""
+    """A checkpoint in transformers, in fp32, one item at a time, read as the trainer reads it."""
 
     def __init__(self, checkpoint: Path):
         # Imported here, so that a server is measured without torch.
-        import torch
-        from safetensors.torch import load_file
-        from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        from .model import reward_head
+        from .reward_model import load_checkpoint
 
         self.checkpoint = checkpoint
-        self.reward = json.loads((checkpoint / "reward_config.json").read_text())
-        self.images = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        head = {k.removeprefix("rm_head."): v for k, v in load_file(checkpoint / "model.safetensors").items() if k.startswith("rm_head.")}
-        self.head = reward_head(self.model.config.text_config.hidden_size)
-        self.head.load_state_dict({name: weight.float() for name, weight in head.items()})
+        self.model, self.preprocessor = load_checkpoint(checkpoint)
 
     def describe(self) -> str:
         return f"{self.checkpoint.name} in transformers, fp32"
 
     def scores(self, items: Iterable[Item]) -> Iterator[tuple[int, Score]]:
         import torch
-        from PIL import Image
 
-        torch.set_grad_enabled(False)
-        reward_token = self.tokenizer.convert_tokens_to_ids(self.reward["special_token"])
-        for number, item in enumerate(items):
-            image = self.images(Image.open(item.picture).convert("RGB"), return_tensors="pt")
-            text = self.reward["instruction"].replace("{prompt}", item.prompt)
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-            rendered = self.tokenizer.apply_chat_template([turn], tokenize=False)
-            cells = int(image["image_grid_thw"].prod()) // 4
-            ids = self.tokenizer(rendered.replace("<|image_pad|>", "<|image_pad|>" * cells), return_tensors="pt")["input_ids"]
-            output = self.model.model(
-                input_ids=ids,
-                pixel_values=image["pixel_values"],
-                image_grid_thw=image["image_grid_thw"],
-                mm_token_type_ids=(ids == self.model.config.image_token_id).int(),
-                use_cache=False,
-            ).last_hidden_state[0]
-            mean, log_sigma = self.head(output[(ids[0] == reward_token).nonzero()[-1, 0]]).tolist()
-            yield number, Score(mean, exp(log_sigma))
+        from .preprocessing import Item as Judged
+
+        with torch.no_grad():
+            for number, item in enumerate(items):
+                mean, log_sigma = self.model(self.preprocessor([Judged(item.prompt, item.picture)]))[0].tolist()
+                yield number, Score(mean, exp(log_sigma))

@@ -16,10 +16,11 @@ What is random depends on the step alone. A stage that is stopped goes on exactl
 
 import argparse
 import csv
+import json
 import os
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from math import cos, pi
 from pathlib import Path
@@ -34,7 +35,8 @@ from tqdm import tqdm
 from . import losses
 from .batches import Batch, Lessons
 from .curves import plot_curves
-from .drawings import DEFAULT_FOLDER, STYLES, kinds
+from .drawings import DEFAULT_FOLDER, STYLES, drawings_digest, kinds
+from .files import Refusal, beside, command
 from .model import Tutor, look, names, new_model, read, whiten
 from .relations import PLAIN, RULES
 from .scenes import World
@@ -82,10 +84,28 @@ def read_recipe(path: Path | None) -> list[Stage]:
     return stages
 
 
-def has_ended(stage: Stage, folder: Path) -> bool:
-    """Whether a run has taken all steps of a stage."""
+def made_with(stage: Stage, drawings: Path, seed: int) -> str:
+    """All that a stage's state depends on but the number of its steps, which may be cut short and gone on from."""
+    told = asdict(stage) | {"seed": seed, "drawings": drawings_digest(drawings, stage.world.words, stage.world.styles)}
+    del told["steps"]
+    return json.dumps(told, sort_keys=True)
+
+
+def has_ended(stage: Stage, folder: Path, drawings: Path, seed: int) -> bool:
+    """Whether a run has taken all steps of a stage. A state of another recipe, seed or drawings is refused."""
     path = folder / f"{stage.name}.pt"
-    return path.exists() and torch.load(path, weights_only=True)["step"] >= stage.steps
+    if not path.exists():
+        return False
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    _check(state, path, stage, drawings, seed)
+    return state["step"] >= stage.steps
+
+
+def _check(state: dict, path: Path, stage: Stage, drawings: Path, seed: int) -> None:
+    then, now = json.loads(state.get("made_with", "{}")), json.loads(made_with(stage, drawings, seed))
+    if differing := [key for key in now if then.get(key) != now[key]]:
+        told = "; ".join(f"{key} was {then.get(key)}, is now {now[key]}" for key in differing)
+        raise Refusal(f"{path} was made otherwise: {told}. Name another --run")
 
 
 class Trainer:
@@ -118,8 +138,11 @@ class Trainer:
         if stage.trains == "eyes" and not stage.after:
             whiten(self.model, torch.cat([self.lessons[-i].pictures for i in range(1, 9)]).to(device))
         self.step = 0
+        self.made_with = made_with(stage, drawings, seed)
         if self.path.exists():
-            self._restore(torch.load(self.path, map_location=device, weights_only=True))
+            state = torch.load(self.path, map_location=device, weights_only=True)
+            _check(state, self.path, stage, drawings, seed)
+            self._restore(state)
 
     @property
     def path(self) -> Path:
@@ -151,10 +174,10 @@ class Trainer:
         """Writes the state, whole or not at all."""
         if not self.accelerator.is_main_process:
             return
-        state = {"trains": self.stage.trains, "step": self.step}
+        state = {"trains": self.stage.trains, "step": self.step, "made_with": self.made_with}
         state |= {"model": self.model.state_dict(), "tutor": self.tutor.state_dict(), "optimiser": self.optimiser.state_dict()}
-        torch.save(state, self.path.with_suffix(".part"))
-        self.path.with_suffix(".part").replace(self.path)
+        with beside(self.path) as part:
+            torch.save(state, part)
 
     def _imagine(self, words: torch.Tensor, batch: Batch) -> torch.Tensor:
         """True visual tokens, blurred a little, some of them blank: what the eyes will give before they are perfect."""
@@ -279,6 +302,7 @@ class _Curve:
         return means
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, help="a recipe of your own (default: the package's mini.toml)")
@@ -294,6 +318,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes that draw ahead of the trainer (default: with a GPU every core, else none)")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     options = parser.parse_args()
+    for name, least in (("steps", 1), ("seed", 0), ("threads", 1), ("workers", 0), ("minutes", 0)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise Refusal(f"--{name} must be at least {least}, not {value}")
+    stages = read_recipe(options.recipe)
+    if options.stage not in (None, *(stage.name for stage in stages)):
+        raise Refusal(f"--stage {options.stage}: the recipe has {', '.join(stage.name for stage in stages)}")
     torch.set_num_threads(options.threads)
     accelerator = Accelerator(cpu=options.cpu)
     if options.workers is None:
@@ -302,18 +332,18 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
     ended = set()
-    for stage in read_recipe(options.recipe):
+    for stage in stages:
         if options.stage not in (None, stage.name):
             continue
         world = replace(stage.world, styles=tuple(options.styles))
         stage = replace(stage, world=world, steps=options.steps or stage.steps)
-        if options.trains in (None, stage.trains) and not has_ended(stage, folder):
+        if options.trains in (None, stage.trains) and not has_ended(stage, folder, options.drawings, options.seed):
             waits = [name for name in stage.after if name not in ended]
             if waits and not options.stage:
                 parser.exit(message=f"{stage.name} waits for {', '.join(waits)}\n")
             if Trainer(stage, folder, options.drawings, options.seed, accelerator).run(options.workers, until):
                 break
-        if has_ended(stage, folder):
+        if has_ended(stage, folder, options.drawings, options.seed):
             ended.add(stage.name)
 
 

@@ -128,4 +128,8 @@ def test_what_cannot_be_served_is_refused_by_name(trained, tmp_path):
     with pytest.raises(Refusal, match="rm_head.weight is torch.int8"):
         convert(trained, tmp_path / "out")
     with pytest.raises(Refusal, match="none of final_model.pth"):
-        convert(tmp_path, tmp_path / "other")
+        (tmp_path / "empty").mkdir()
+        convert(tmp_path / "empty", tmp_path / "other")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Refusal, match="lies in the input"):
+        convert(trained, trained / "served")

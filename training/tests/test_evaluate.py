@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from spatialscore_training import report
-from spatialscore_training.evaluate import bag_of_words, blank, certainty, interval, judge, page, shares, shuffled, told
-from spatialscore_training.manifest import read_pairs, validate
+from spatialscore_training.calibration import interval
+from spatialscore_training.evaluate import bag_of_words, blank, certainty, judge, page, shares, shuffled, told
+from spatialscore_training.manifest import validate
+from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.scorers import Score
 
 
@@ -24,7 +26,7 @@ class Fake:
 def pairs(tmp_path):
     """A user's manifest with nothing but what is required, and relations on one line."""
     for name in ("kept.png", "broken.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        Image.new("RGB", (8, 8), "red" if name == "kept.png" else "blue").save(tmp_path / name)
     lines = [{"prompt": f"the {which} <b>prompt</b>", "kept": "kept.png", "broken": "broken.png"} for which in ("first", "second")]
     lines[1]["relations"] = [{"relation": "left_edge", "about": ["cat"], "kept": True, "broken": False}]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))

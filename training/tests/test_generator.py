@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from spatialscore_training.drawings import STYLES, Drawings, kinds
-from spatialscore_training.manifest import read_pairs, validate, write_pairs
+from spatialscore_training.manifest import validate, write_pairs
+from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
 from spatialscore_training.prompts import HELD_OUT, PHRASINGS, write
 from spatialscore_training.relations import RULES, Clause, Thing, arity, overlap, verdict
@@ -148,7 +149,7 @@ def test_a_seed_gives_one_data_set(folder, tmp_path):
     for name, jobs in (("one", 1), ("two", 2)):
         write_pairs(tmp_path / name, FULL, folder, seed=5, side=112, pairs=12, jobs=jobs)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 25
+    assert len(files) == 26
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
 

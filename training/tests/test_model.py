@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from spatialscore_training import merge
 from spatialscore_training.batches import Lessons
+from spatialscore_training.files import Refusal
 from spatialscore_training.model import look, new_model, patches, read
 from spatialscore_training.scenes import World
 from spatialscore_training.tokenizer import kind_ids, train_tokenizer
@@ -122,6 +124,25 @@ def test_a_stage_waits_for_those_it_comes_after(folder, tmp_path, monkeypatch, c
     assert train("--steps", "4", "--minutes", "0.0001") == {"try": 1}
     assert train("--trains", "reader") == {"try": 3}
     assert train("--trains", "head") == {"try": 3, "then": 3}
+
+
+@pytest.mark.parametrize("arguments", ["--steps 0", "--stage nowhere", "--seed -1", "--threads 0", "--minutes -1"])
+def test_impossible_arguments_are_refused(folder, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "--cpu", "--drawings", str(folder), *arguments.split()])
+    with pytest.raises(SystemExit, match="error: --"):
+        main()
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_a_state_made_otherwise_is_refused(folder, tmp_path):
+    stage = Stage("try", "head", WORLD, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE)
+    begin = lambda stage, seed: Trainer(stage, tmp_path, folder, seed, Accelerator(cpu=True))
+    begin(stage, 0).save()
+    begin(replace(stage, steps=9), 0)
+    for other, seed, said in ((stage, 1, "seed was 0, is now 1"), (replace(stage, rate=1e-2), 0, "rate was 0.001, is now 0.01")):
+        with pytest.raises(Refusal, match=said):
+            begin(other, seed)
 
 
 def test_two_processes_go_as_one_with_both_their_lessons(folder, tmp_path):
