@@ -16,9 +16,11 @@ export RUSTUP_TOOLCHAIN := stable
 endif
 endif
 BINARY := target/release/spatialscore
+WHEELS := $(CURDIR)/target/wheels
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device attack fixtures train-mini \
-    test-training eval report client-stubs client-test client-frameworks example example-short clean
+    wheel release test-training eval report client-stubs client-test client-frameworks example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -152,12 +154,28 @@ test-training: build .venv/training/installed ## Run the tests of the trainer, w
 
 # One thread per server: several are up at once, and threads of one forward that wait for each other on a busy machine
 # wait long.
-CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE__MODEL__THREADS=1 scripts/with_server.sh $(BINARY)
+CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE_WHEELS=$(WHEELS) SPATIALSCORE__MODEL__THREADS=1 \
+    scripts/with_server.sh $(BINARY)
 
 client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
 	.venv/client/bin/python clients/python/scripts/generate_stubs.py
 
-client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
+wheel: build .venv/client/installed ## Build the wheels of server and client into target/wheels
+	rm -rf $(WHEELS)
+	cd packaging/wheel && PATH="$(CURDIR)/.venv/client/bin:$$PATH" python -m hatchling build -t wheel -d $(WHEELS)
+	cd clients/python && $(CURDIR)/.venv/client/bin/python -m hatchling build -d $(WHEELS)
+
+RELEASE = target/spatialscore-$(VERSION)
+release: wheel ## Build crate, wheels and image context of one version, from what is committed
+	grep -q '^version = "$(VERSION)"' clients/python/pyproject.toml
+	grep -q '^## $(VERSION)' CHANGELOG.md
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(CARGO) package --no-verify && cp target/package/spatialscore-$(VERSION).crate $(RELEASE)
+	cp $(WHEELS)/* $(RELEASE)
+	git archive --prefix spatialscore-$(VERSION)/ -o $(RELEASE)/spatialscore-$(VERSION)-image.tar.gz HEAD
+	cd $(RELEASE) && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+client-test: wheel ## Test the Python client and its adapters, against real servers too
 	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
 client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
