@@ -21,8 +21,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
-use spatialscore::proto;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 

@@ -12,7 +12,7 @@ const MOST_QUOTED: usize = 100;
 
 /// Why an item or a call got no score.
 ///
-/// Every variant is one gRPC status; the table stands in `service::status`.
+/// Every variant is one gRPC status; the table stands in `edge::grpc::status`.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ScoreError {
     /// The caller sent something that can never be scored.

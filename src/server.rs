@@ -18,15 +18,18 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::auth::{self, FileFault, Followed, Tokens};
 use crate::config::Settings;
+use crate::edge::auth::{self, FileFault, Followed, Tokens};
+use crate::edge::grpc::{Handlers, Health, Stage, grpc_only};
+use crate::edge::layers::admission::Gate;
+use crate::edge::layers::call::CallLayer;
+use crate::edge::proto::health::health_server::HealthServer;
+use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
+use crate::edge::transport::{self, Protocol, Wire};
+use crate::edge::{http, proto};
 use crate::engine::{self, Engine, Lifeline, LoadError, Loaded, ModelInfo};
 use crate::model::Scorer;
-use crate::proto::health::health_server::HealthServer;
-use crate::proto::spatial_score_service_server::SpatialScoreServiceServer;
-use crate::service::{CallLayer, Gate, Handlers, Health, Stage, grpc_only};
-use crate::transport::{self, Protocol, Wire};
-use crate::{http, proto, telemetry};
+use crate::telemetry;
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

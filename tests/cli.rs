@@ -14,8 +14,8 @@ use futures::{StreamExt, stream};
 use regex::Regex;
 use serde_json::Value;
 use spatialscore::config::{Settings, Sources};
-use spatialscore::proto;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 

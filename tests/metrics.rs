@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::*;
 use futures::{StreamExt, stream};
-use spatialscore::proto;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;

@@ -18,8 +18,8 @@ use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spatialscore::proto;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tonic::Code;
 
 /// Bad items of one request, and after how many of them a good one stands.

@@ -13,8 +13,8 @@ use common::process::{Server, get, run};
 use golden::Case;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::Value;
-use spatialscore::proto::GetModelRequest;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto::GetModelRequest;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tempfile::TempDir;
 
 /// What the first words of a constant reward's notice are.

@@ -28,8 +28,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use regex::Regex;
 use serde_json::{Value, json};
-use spatialscore::proto;
-use spatialscore::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::edge::proto;
+use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
@@ -170,7 +170,7 @@ fn dashboard_and_rules_name_metrics_that_exist() {
     let names = |text: &str| -> BTreeSet<String> {
         name.find_iter(text).map(|found| found.as_str().to_owned()).collect()
     };
-    let known = names(include_str!("../src/telemetry.rs"));
+    let known = names(include_str!("../src/telemetry/mod.rs"));
     let dashboard: Value = serde_json::from_str(include_str!("../deploy/grafana/spatialscore.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());

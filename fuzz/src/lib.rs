@@ -11,7 +11,7 @@ use prost::Message;
 use spatialscore::model::Blueprint;
 use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
-use spatialscore::proto;
+use spatialscore::edge::proto;
 use tch::{Device, Kind};
 
 /// Small, so that an input costs little, and every one of them can be met.

@@ -2,8 +2,6 @@
 
 mod bench;
 mod inspect;
-mod manifest;
-mod report;
 mod score;
 mod serve;
 mod signals;

@@ -10,10 +10,11 @@ use clap::Args;
 
 use super::{USAGE, fail, signals};
 use crate::config::{Settings, Sources};
+use crate::edge::auth;
 use crate::process;
 use crate::server::{self, Listeners, ServerError};
 use crate::telemetry;
-use crate::trace::Export;
+use crate::telemetry::trace::Export;
 
 /// What a process ends with that a second signal stopped: 128 and the number of SIGTERM.
 const STOPPED: u8 = 143;
@@ -155,7 +156,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         print!("{}", crate::config::EXAMPLE);
         return ExitCode::SUCCESS;
     }
-    let settings = match Settings::load(&arguments.sources()) {
+    let settings = match Settings::load_with(&arguments.sources(), auth::file_faults) {
         Ok(settings) => settings,
         Err(faults) => return fail(USAGE, &format!("these settings are wrong:\n{faults}")),
     };

@@ -1,8 +1,8 @@
 //! What stands behind the service: a model that is up, with its processor, its queue and its workers.
 
+mod cpu_pool;
 mod load;
-mod pool;
-mod results;
+mod score_cache;
 mod self_test;
 
 use std::convert::Infallible;
@@ -15,22 +15,22 @@ use metrics::gauge;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
-use crate::caller::Claim;
 use crate::config::{Limits, Settings};
 use crate::device::NoDevice;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, Output};
 use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Draft, Picture, Processor};
+use crate::request_context::Claim;
+use crate::scheduler::worker::{self, Post};
 use crate::scheduler::{Job, Permit, Queue, Scored};
 use crate::telemetry::CONSTANT_SCORES;
-use crate::worker::{self, Post};
 
 pub use load::{Examination, load};
 pub use self_test::SelfTest;
 
-use pool::{Cost, Pool};
-use results::{Follow, Key, Lead, Lookup, Results};
+use cpu_pool::{Cost, Pool};
+use score_cache::{Follow, Key, Lead, Lookup, Results};
 
 /// Bytes of JSON and base64 that are read in about the time that it takes to admit an item.
 const ADMISSION_BYTES: usize = 128 << 10;

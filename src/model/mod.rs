@@ -1,14 +1,14 @@
 //! The reward model on libtorch.
 //!
-//! [`checkpoint`] finds and checks a checkpoint's files, [`backbone`] is the backbone, `reward_head` turns its
+//! [`checkpoint`] finds and checks a checkpoint's files, [`backbone`] is the backbone, [`readout`] turns its
 //! hidden state into a [`Score`], and [`RewardModel`] is the whole. Plain tensor code: operations of libtorch that
 //! fail panic, and whoever calls a [`Scorer`] catches that.
 
 pub mod backbone;
 pub mod checkpoint;
-mod lanes;
+mod cpu_parallel;
 mod layers;
-mod reward_head;
+pub mod readout;
 mod reward_model;
 mod sample;
 mod scorer;

@@ -7,8 +7,8 @@ use super::backbone::{Activations, Backbone, Batch, Config, Shape, canonical_nam
 use super::checkpoint::{
     CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
 };
-use super::lanes::Lanes;
-use super::reward_head::{RewardHead, expected_tensors};
+use super::cpu_parallel::Lanes;
+use super::readout::regression::{RewardHead, expected_tensors};
 use super::{ModelError, Normalisation, Sample, Score, Scorer};
 
 /// The weight that has a row for every token.

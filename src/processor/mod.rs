@@ -4,6 +4,7 @@
 //! says what the item will cost; [`Processor::prepare`] decodes, resizes and cuts. Both are plain functions of
 //! the CPU, to be run on a pool.
 
+mod chat_template;
 mod config;
 mod decode;
 mod footprint;
@@ -11,7 +12,6 @@ mod image;
 mod jinja;
 mod prompt;
 mod resample;
-mod template;
 mod tokenizer;
 
 use std::fmt;

@@ -7,7 +7,7 @@
 
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::template::ChatTemplate;
+use super::chat_template::ChatTemplate;
 use super::tokenizer::TextTokenizer;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig, RewardToken};

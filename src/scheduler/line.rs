@@ -5,10 +5,10 @@ use std::collections::{HashSet, VecDeque};
 use tokio::sync::oneshot;
 
 use super::queue::Permit;
-use super::room::{Account, Held, Room, account_of};
-use crate::caller::Claim;
+use super::quota::{Account, Held, Room, account_of};
 use crate::config::Capacity;
 use crate::error::ScoreError;
+use crate::request_context::Claim;
 
 type Granted = Result<Vec<Permit>, ScoreError>;
 

@@ -7,14 +7,14 @@ use metrics::counter;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::fair::Fair;
+use super::fair_queue::Fair;
 use super::line::{Ahead, Line, Waiter};
-use super::rate::{Drain, Latency};
-use super::room::{Held, Room};
-use crate::caller::{Caller, Claim, Priority};
+use super::quota::{Held, Room};
+use super::throughput::{Drain, Latency};
 use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};
+use crate::request_context::{Caller, Claim, Priority};
 use crate::telemetry::ITEMS_DROPPED;
 
 /// How many workers may be lost with a job on them before it gets no further try.

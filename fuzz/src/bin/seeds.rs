@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 use serde_json::Value;
-use spatialscore::proto;
+use spatialscore::edge::proto;
 use spatialscore_fuzz::{FILES, fixture};
 
 /// Larger files only slow the mutations down.

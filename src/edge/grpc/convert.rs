@@ -1,0 +1,125 @@
+//! Messages to work, and scores to messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, histogram};
+use tonic::Code;
+
+use super::status::{code, item_status, label};
+use crate::config::Limits;
+use crate::edge::proto;
+use crate::engine::{Answer, ModelInfo};
+use crate::error::ScoreError;
+use crate::model::checkpoint::Output;
+use crate::processor::Picture;
+use crate::telemetry::trace;
+use crate::telemetry::{ITEMS, SCORE_MEAN};
+
+/// The most bytes of a stream item's id.
+const MAX_ID_BYTES: usize = 256;
+
+/// What an item asks to be scored. A prompt of its own comes before `shared`, the request's.
+pub fn work(item: proto::ScoreItem, shared: Option<&Arc<str>>) -> Result<(Arc<str>, Picture), ScoreError> {
+    let prompt = item.prompt.map(Arc::from).or_else(|| shared.cloned());
+    let prompt = prompt
+        .ok_or_else(|| ScoreError::invalid("prompt", "is absent, and the request has none for all items"))?;
+    Ok((prompt, picture(item.image)?))
+}
+
+/// What a stream's item asks to be scored.
+pub fn stream_work(id: &str, item: Option<proto::ScoreItem>) -> Result<(Arc<str>, Picture), ScoreError> {
+    if id.len() > MAX_ID_BYTES {
+        let reason = format!("has {} bytes; at most {MAX_ID_BYTES} are allowed", id.len());
+        return Err(ScoreError::invalid("id", reason));
+    }
+    work(item.ok_or_else(|| ScoreError::invalid("item", "is absent"))?, None)
+}
+
+/// The path to the message that has the field of a stream item's error.
+pub fn stream_place(outcome: &Result<Answer, ScoreError>) -> &'static str {
+    match outcome {
+        Err(ScoreError::Invalid { field: "id" | "item" | "priority", .. }) => "",
+        _ => "item.",
+    }
+}
+
+fn picture(image: Option<proto::Image>) -> Result<Picture, ScoreError> {
+    use proto::image::Source;
+    let image = image.ok_or_else(|| ScoreError::invalid("image", "is absent"))?;
+    match image.source {
+        Some(Source::Encoded(bytes)) => Ok(Picture::Encoded(bytes)),
+        Some(Source::Raw(proto::RawImage { width, height, rgb8 })) => {
+            Ok(Picture::Raw { width, height, rgb8 })
+        }
+        None => Err(ScoreError::invalid("image.source", "is absent; give encoded or raw")),
+    }
+}
+
+/// An item's result as its caller sees it, counted. `place` is as in [`super::status::status`].
+pub fn result(outcome: &Result<Answer, ScoreError>, place: &str) -> proto::ScoreResult {
+    use proto::score_result::Outcome;
+    let (code, outcome) = match outcome {
+        Ok(Answer { scored, .. }) => {
+            let score = scored.score;
+            histogram!(SCORE_MEAN).record(score.mean);
+            (Code::Ok, Outcome::Score(proto::Score { mean: score.mean, stddev: score.stddev }))
+        }
+        Err(error) => (code(error), Outcome::Error(item_status(error, place))),
+    };
+    counter!(ITEMS, "outcome" => label(code)).increment(1);
+    proto::ScoreResult { outcome: Some(outcome) }
+}
+
+/// The longest time of each kind among these answers. The current call's trace shows those of the slowest.
+pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings {
+    let mut longest = [Duration::ZERO; 3];
+    let mut slowest = longest;
+    for answer in answers {
+        let times = [answer.preprocess, answer.scored.queue, answer.scored.inference];
+        for (longest, time) in longest.iter_mut().zip(times) {
+            *longest = time.max(*longest);
+        }
+        slowest = std::cmp::max_by_key(slowest, times, |times| times.iter().sum::<Duration>());
+    }
+    let [preprocess, queue, inference] = slowest;
+    if !preprocess.is_zero() {
+        trace::rooms([("preprocess", preprocess), ("queue", queue), ("inference", inference)]);
+    }
+    // A duration that does not fit would be 292 billion years.
+    let [preprocess, queue, inference] = longest.map(|time| time.try_into().ok());
+    proto::Timings { preprocess, queue, inference }
+}
+
+/// What is served.
+pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
+    let output = match info.output {
+        Output::Gaussian => proto::RewardOutput::Gaussian,
+        Output::Scalar => proto::RewardOutput::Scalar,
+    };
+    proto::GetModelResponse {
+        name: info.name.clone(),
+        architecture: info.architecture.clone(),
+        revision: info.revision.clone(),
+        dtype: info.dtype.clone(),
+        devices: info.devices.clone(),
+        output: output.into(),
+        notice: info.notice.clone(),
+        server_version: env!("CARGO_PKG_VERSION").into(),
+        limits: Some(proto::Limits {
+            max_items_per_request: narrow(limits.max_items_per_request),
+            max_message_bytes: limits.max_message_bytes as u64,
+            max_prompt_bytes: narrow(limits.max_prompt_bytes),
+            max_image_pixels: limits.max_image_pixels,
+            max_item_tokens: narrow(limits.max_item_tokens),
+            max_prompt_tokens: narrow(limits.max_prompt_tokens),
+            max_image_bytes: limits.max_image_bytes as u64,
+            max_calls_per_caller: narrow(limits.max_calls_per_caller),
+        }),
+    }
+}
+
+/// The settings' ranges keep these far below the bound.
+fn narrow(limit: usize) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
+}

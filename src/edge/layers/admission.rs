@@ -1,0 +1,243 @@
+//! Who may call, how much at once, how slowly, and how often in vain.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{HeaderMap, Request, Response, header};
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+use tracing::Span;
+
+use super::byte_budget::{Arrivals, Counted, InFlight};
+use super::peer::Peer;
+use super::punctual::Punctual;
+use super::refusals::Refusals;
+use crate::config::Limits;
+use crate::edge::auth::{Followed, Tokens};
+use crate::edge::grpc::status::of_call;
+use crate::edge::layers::http_path;
+use crate::error::ScoreError;
+use crate::request_context::Caller;
+
+/// What health checkers ask. They are asked nothing: neither Kubernetes nor most balancers can show a token, and all
+/// that they learn is whether the server serves.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+/// The service that costs something.
+const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
+
+/// The methods whose calls have any number of messages.
+const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
+
+/// The layer that lets a caller in or turns it away, and puts its [`Caller`] into the extensions of its requests.
+#[derive(Clone)]
+pub struct Gate(Arc<Rules>);
+
+struct Rules {
+    tokens: Option<Followed<Tokens>>,
+    max_calls: usize,
+    max_stranger_calls: usize,
+    message_timeout: Duration,
+    in_flight: Arc<InFlight>,
+    refusals: Refusals,
+    /// How many calls each caller has open, those that cost scoring and others. Callers without any are left out.
+    open: Mutex<HashMap<(Caller, bool), usize>>,
+}
+
+/// The place of an open call among those of its caller. Stands in the extensions of the response.
+#[derive(Clone)]
+pub struct Place {
+    _held: Arc<Held>,
+}
+
+struct Held {
+    rules: Arc<Rules>,
+    whose: (Caller, bool),
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut open = self.rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = open.entry(self.whose.clone()) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// A gate at which, where there are `tokens`, callers must show one, and where each has to keep the limits on its
+    /// calls and messages.
+    pub fn new(tokens: Option<Followed<Tokens>>, limits: &Limits) -> Self {
+        Self(Arc::new(Rules {
+            tokens,
+            max_calls: limits.max_calls_per_caller,
+            max_stranger_calls: limits.max_stranger_calls,
+            message_timeout: limits.message_timeout,
+            in_flight: InFlight::new(limits),
+            refusals: Refusals::new(limits.max_refusals_per_second),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Who calls, with its place; or why it may not, and whom that is said to. A stranger's call takes none, and its
+    /// connection has few.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
+        let path = request.uri().path();
+        let rules = &self.0;
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.map_or_else(Caller::default, |peer| Caller(Arc::from(peer.address().to_string())));
+        let health = path.starts_with(HEALTH) || path == http_path::HEALTH;
+        let caller = match &rules.tokens {
+            Some(tokens) if !health => {
+                let tokens = Arc::clone(&tokens.borrow());
+                by_token(&tokens, request.headers()).map_err(|error| (error, address))?
+            }
+            _ => address,
+        };
+        if let Some(peer) = peer {
+            if !health {
+                peer.know();
+            } else if !peer.is_known() {
+                let crowded = peer.calls().receiver_count() > rules.max_stranger_calls;
+                let limit = rules.max_stranger_calls;
+                return if crowded {
+                    Err((ScoreError::TooManyCalls { limit }, caller))
+                } else {
+                    Ok((caller, None))
+                };
+            }
+        }
+        let whose = (caller.clone(), is_scoring(path));
+        let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = open.entry(whose.clone()).or_default();
+        if *calls >= rules.max_calls {
+            return Err((ScoreError::TooManyCalls { limit: rules.max_calls }, caller));
+        }
+        *calls += 1;
+        let held = Held { rules: Arc::clone(rules), whose };
+        Ok((caller, Some(Place { _held: Arc::new(held) })))
+    }
+}
+
+/// Whether calls of this path cost something.
+fn is_scoring(path: &str) -> bool {
+    path.starts_with(SCORING) || [http_path::SCORE, http_path::COMPUTE].contains(&path)
+}
+
+fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> {
+    const HOW: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
+    let value = headers.get(header::AUTHORIZATION).ok_or(ScoreError::Unauthenticated(HOW))?;
+    let behind = |scheme: &str| {
+        let (named, rest) = value.as_bytes().split_at_checked(scheme.len())?;
+        named.eq_ignore_ascii_case(scheme.as_bytes()).then(|| rest.trim_ascii())
+    };
+    let caller = match (behind("bearer "), behind("basic ")) {
+        (Some(token), _) => tokens.caller(token),
+        (None, Some(credentials)) => by_credentials(tokens, credentials),
+        (None, None) => return Err(ScoreError::Unauthenticated(HOW)),
+    };
+    caller.ok_or(ScoreError::Unauthenticated("this token is not known here"))
+}
+
+/// Who shows a subject and its token as an HTTP client does that has them from a URL: trainers' own clients have no other
+/// place for a token.
+fn by_credentials(tokens: &Tokens, credentials: &[u8]) -> Option<Caller> {
+    let credentials = BASE64.decode(credentials).ok()?;
+    let mut parts = credentials.splitn(2, |&byte| byte == b':');
+    let (subject, token) = (parts.next()?, parts.next()?);
+    tokens.caller(token).filter(|caller| caller.0.as_bytes() == subject)
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// A service behind a [`Gate`].
+#[derive(Clone)]
+pub struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rules = Arc::clone(&self.gate.0);
+        let peer = request.extensions().get::<Peer>().cloned();
+        let refuse = |error: &ScoreError, rules: Arc<Rules>, caller: Caller| -> Self::Future {
+            let refusal = of_call(error).into_http();
+            let stranger = matches!(error, ScoreError::Unauthenticated(_));
+            let peer = peer.clone();
+            Box::pin(async move {
+                rules.refusals.turn(&caller, stranger, peer.as_ref()).await;
+                Ok(refusal)
+            })
+        };
+        let (caller, place) = match self.gate.admit(&request) {
+            Ok(admitted) => admitted,
+            Err((error, caller)) => return refuse(&error, rules, caller),
+        };
+        Span::current().record("caller", &*caller.0);
+        // Nobody behind this needs the token.
+        request.headers_mut().remove(header::AUTHORIZATION);
+        let limit = rules.message_timeout;
+        let whole = !STREAMS.iter().any(|stream| request.uri().path().ends_with(stream));
+        request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
+        if is_scoring(request.uri().path()) {
+            let (room, arrivals) = (Arc::clone(&rules.in_flight), Arrivals::default());
+            request.extensions_mut().insert(arrivals.clone());
+            if http_path::ALL.contains(&request.uri().path()) {
+                if let Err(error) =
+                    arrivals.announce(&room, &caller, http_body::Body::size_hint(request.body()))
+                {
+                    return refuse(&error, rules, caller);
+                }
+            } else {
+                let patience = (!whole).then_some(limit);
+                let gzip = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
+                request = request.map(|body| {
+                    Body::new(Counted::new(body, room, caller.clone(), arrivals, patience, gzip))
+                });
+            }
+        }
+        request.extensions_mut().insert(caller.clone());
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = answer.await?;
+            if Status::from_header_map(response.headers()).is_some() {
+                // Nothing but words is left of the call.
+                drop(place);
+                rules.refusals.turn(&caller, false, peer.as_ref()).await;
+            } else if let Some(place) = place {
+                response.extensions_mut().insert(place);
+            }
+            Ok(response)
+        })
+    }
+}

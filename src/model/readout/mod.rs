@@ -1,0 +1,3 @@
+//! From hidden states to a score.
+
+pub mod regression;
