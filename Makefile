@@ -46,6 +46,10 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 	$< prometheus $(@D) prometheus promtool
 	@touch $@
 
+.cache/balancers/tried: scripts/balancers.sh
+	$< $(@D)
+	@touch $@
+
 .cache/nasm/tried: scripts/debian.sh
 	@mkdir -p $(@D)
 	@command -v nasm > /dev/null || $< nasm $(@D) nasm || echo "There is no nasm: JPEG will be decoded in twice the time."
@@ -155,7 +159,7 @@ test-training: build .venv/training/installed ## Run the tests of the trainer, w
 # One thread per server: several are up at once, and threads of one forward that wait for each other on a busy machine
 # wait long.
 CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE_WHEELS=$(WHEELS) SPATIALSCORE__MODEL__THREADS=1 \
-    scripts/with_server.sh $(BINARY)
+    SPATIALSCORE_BALANCERS=$(CURDIR)/.cache/balancers scripts/with_server.sh $(BINARY)
 
 client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
 	.venv/client/bin/python clients/python/scripts/generate_stubs.py
@@ -175,7 +179,7 @@ release: wheel ## Build crate, wheels and image context of one version, from wha
 	git archive --prefix spatialscore-$(VERSION)/ -o $(RELEASE)/spatialscore-$(VERSION)-image.tar.gz HEAD
 	cd $(RELEASE) && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
-client-test: wheel ## Test the Python client and its adapters, against real servers too
+client-test: wheel .cache/balancers/tried ## Test the Python client and its adapters, against real servers too
 	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
 client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
