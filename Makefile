@@ -20,7 +20,7 @@ WHEELS := $(CURDIR)/target/wheels
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help libtorch cuda build demo serve test lint doc fuzz parity bench bench-device attack fixtures train-mini \
-    wheel release test-training eval report client-stubs client-test client-frameworks example example-short clean
+    wheel release test-training eval report client-stubs client-test client-frameworks client-ray example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -83,8 +83,9 @@ demo: build ## Start the server, score the sample pictures through its socket, s
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
 
-lint: libtorch .cache/nasm/tried ## Licences, formatting, clippy, rustdoc: no warnings
-	$(PYTHON) -m doctest scripts/deny.py && $(PYTHON) scripts/deny.py Cargo.toml fuzz/Cargo.toml
+lint: libtorch .cache/nasm/tried .venv/pip/installed ## Licences, formatting, clippy, rustdoc: no warnings
+	.venv/pip/bin/python -m doctest scripts/deny.py
+	.venv/pip/bin/python scripts/deny.py Cargo.toml fuzz/Cargo.toml
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
@@ -185,6 +186,14 @@ client-test: wheel .cache/balancers/tried ## Test the Python client and its adap
 client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
 	    $(addprefix clients/python/tests/test_,adapters.py http.py images.py rewards.py server.py)
+
+.venv/ray/installed: scripts/python_env.py clients/python/tests/ray.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/ray.txt
+	.venv/ray/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
+client-ray: build .venv/ray/installed ## Test fleets on a local Ray cluster of four nodes (fetches 100 MB)
+	$(CLIENT_TESTS) .venv/ray/bin/python -m pytest clients/python/tests/test_ray.py
 
 .venv/example/installed: scripts/python_env.py examples/grpo_layout/requirements.txt clients/python/pyproject.toml
 	$(PYTHON) $< $(@D) examples/grpo_layout/requirements.txt
