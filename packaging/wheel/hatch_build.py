@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ class Hook(BuildHookInterface):
         build_data["tag"] = f"py3-none-manylinux_{major}_{minor}_{platform.machine()}"
         build_data["force_include"][str(binary)] = "spatialscore/bin/spatialscore"
         build_data["force_include"][str(ROOT / "LICENSE")] = "spatialscore/LICENSE"
-        self.binary = binary
+        notices = binary.with_name("THIRD-PARTY.txt")
+        subprocess.run([sys.executable, ROOT / "scripts/notices.py", notices], check=True)
+        build_data["force_include"][str(notices)] = "spatialscore/THIRD-PARTY.txt"
+        self.made = [binary, notices]
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact: str) -> None:
         if version != "editable":
-            self.binary.unlink()
+            for file in self.made:
+                file.unlink()

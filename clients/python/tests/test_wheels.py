@@ -128,6 +128,14 @@ def test_its_tag_tells_the_oldest_glibc(installed: Environment) -> None:
     assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", facts) == ["$ORIGIN/../../torch/lib"]
 
 
+def test_the_licences_of_what_is_in_it_go_along(installed: Environment) -> None:
+    text = (installed.site / "spatialscore/THIRD-PARTY.txt").read_text()
+    for crate in ("mozjpeg-sys", "ring", "tch", "tokenizers", "tonic"):
+        assert re.search(rf"^{crate} \d\S*, .*(LICEN|COPY)", text, flags=re.M | re.I), crate
+    # What only tests are made of is not in it.
+    assert not re.search(r"^rcgen ", text, flags=re.M)
+
+
 @pytest.mark.parametrize("version", [None, "2.10.0"])
 def test_a_torch_that_is_not_its_own_is_refused(version: str | None, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "environment")
