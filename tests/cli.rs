@@ -617,7 +617,8 @@ fn load_tells_what_each_step_of_callers_gets() {
 /// A full queue is told as refusals, and costs no call.
 #[test]
 fn load_counts_refusals_apart_from_failures() {
-    let server = Server::serving_with(&["--set=queue.max_items=8", "--set=model.threads=1"]);
+    let small = ["queue.max_items=8", "batch.max_items=2", "limits.max_items_per_request=8"];
+    let server = Server::serving_with(&small.map(|setting| ["--set", setting]).concat());
     let (code, out, said) = run(&[
         "load",
         "--server",
