@@ -16,9 +16,12 @@ export RUSTUP_TOOLCHAIN := stable
 endif
 endif
 BINARY := target/release/spatialscore
+WHEELS := $(CURDIR)/target/wheels
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help libtorch cuda build demo serve test lint doc fuzz parity real-packages bench bench-device attack fixtures \
-    train-mini test-training eval report client-stubs client-test client-frameworks example example-short clean
+    train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
+    example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -42,6 +45,10 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 
 .cache/prometheus/promtool: scripts/debian.sh
 	$< prometheus $(@D) prometheus promtool
+	@touch $@
+
+.cache/balancers/tried: scripts/balancers.sh
+	$< $(@D)
 	@touch $@
 
 .cache/nasm/tried: scripts/debian.sh
@@ -77,8 +84,9 @@ demo: build ## Start the server, score the sample pictures through its socket, s
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
 
-lint: libtorch .cache/nasm/tried ## Licences, formatting, clippy, rustdoc: no warnings
-	$(PYTHON) -m doctest scripts/deny.py && $(PYTHON) scripts/deny.py Cargo.toml fuzz/Cargo.toml
+lint: libtorch .cache/nasm/tried .venv/pip/installed ## Licences, formatting, clippy, rustdoc: no warnings
+	.venv/pip/bin/python -m doctest scripts/deny.py
+	.venv/pip/bin/python scripts/deny.py Cargo.toml fuzz/Cargo.toml
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
@@ -186,17 +194,41 @@ test-training: build .venv/training/installed ## Run the tests of the trainer, w
 
 # One thread per server: several are up at once, and threads of one forward that wait for each other on a busy machine
 # wait long.
-CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE__MODEL__THREADS=1 scripts/with_server.sh $(BINARY)
+CLIENT_TESTS = SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY) SPATIALSCORE_WHEELS=$(WHEELS) SPATIALSCORE__MODEL__THREADS=1 \
+    SPATIALSCORE_BALANCERS=$(CURDIR)/.cache/balancers scripts/with_server.sh $(BINARY)
 
 client-stubs: .venv/client/installed ## Make the Python client's messages from the contract
 	.venv/client/bin/python clients/python/scripts/generate_stubs.py
 
-client-test: build .venv/client/installed ## Test the Python client and its adapters, against real servers too
+wheel: build .venv/client/installed ## Build the wheels of server and client into target/wheels
+	rm -rf $(WHEELS)
+	cd packaging/wheel && PATH="$(CURDIR)/.venv/client/bin:$$PATH" python -m hatchling build -t wheel -d $(WHEELS)
+	cd clients/python && $(CURDIR)/.venv/client/bin/python -m hatchling build -d $(WHEELS)
+
+RELEASE = target/spatialscore-$(VERSION)
+release: wheel ## Build crate, wheels and image context of one version, from what is committed
+	grep -q '^version = "$(VERSION)"' clients/python/pyproject.toml
+	grep -q '^## $(VERSION)' CHANGELOG.md
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(CARGO) package --no-verify && cp target/package/spatialscore-$(VERSION).crate $(RELEASE)
+	cp $(WHEELS)/* $(RELEASE)
+	git archive --prefix spatialscore-$(VERSION)/ -o $(RELEASE)/spatialscore-$(VERSION)-image.tar.gz HEAD
+	cd $(RELEASE) && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+client-test: wheel .cache/balancers/tried ## Test the Python client and its adapters, against real servers too
 	$(CLIENT_TESTS) .venv/client/bin/python -m pytest clients/python
 
 client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
 	    $(addprefix clients/python/tests/test_,adapters.py http.py images.py rewards.py server.py)
+
+.venv/ray/installed: scripts/python_env.py clients/python/tests/ray.txt clients/python/pyproject.toml
+	$(PYTHON) $< $(@D) clients/python/tests/ray.txt
+	.venv/ray/bin/python -m pip install -q --no-deps --no-build-isolation -e clients/python
+	@touch $@
+
+client-ray: build .venv/ray/installed ## Test fleets on a local Ray cluster of four nodes (fetches 100 MB)
+	$(CLIENT_TESTS) .venv/ray/bin/python -m pytest clients/python/tests/test_ray.py
 
 .venv/example/installed: scripts/python_env.py examples/grpo_layout/requirements.txt clients/python/pyproject.toml
 	$(PYTHON) $< $(@D) examples/grpo_layout/requirements.txt

@@ -560,3 +560,77 @@ fn kubernetes_waits_until_a_pod_has_drained() {
     let looked_at = Duration::from_secs(number(r"readinessProbe: \{grpc: .*periodSeconds: (\d+)"));
     assert!(settings.drain_grace > looked_at, "calls are refused before the pod is seen to be unready");
 }
+
+/// What `load` counted is what the server counted, and no item came from the cache.
+#[test]
+fn load_tells_what_each_step_of_callers_gets() {
+    let server = Server::serving();
+    let load = |more: &[&str]| {
+        let command = ["load", "--server", &server.address, "--side=64", "--seconds=4", "--json"];
+        run(&[&command, more].concat())
+    };
+    let (code, out, said) = load(&["--callers=3", "--group=1", "--sweep"]);
+    assert_eq!(code, 0, "{said}");
+    let steps: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(steps.iter().map(|step| step["callers"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+    let mut pictures = 0.0;
+    for step in &steps {
+        let number =
+            |path: &str| step.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}"));
+        let calls = number("/calls");
+        assert!(calls > 0.0 && number("/failed") == 0.0 && number("/refused") == 0.0, "{step}");
+        let scored = number("/pictures_per_second") * number("/seconds");
+        assert!((scored - calls).abs() < 1e-6, "{step}");
+        assert!(number("/queue_seconds/p50") <= number("/call_seconds/p50"), "{step}");
+        assert!(number("/call_seconds/p50") <= number("/call_seconds/p99"), "{step}");
+        pictures += scored;
+    }
+    let page = get(server.metrics_address(), "/metrics");
+    let metric = |name: &str| -> f64 {
+        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or_default()
+    };
+    assert!(metric("spatialscore_items_total{outcome=\"OK\"}") >= pictures, "{page}");
+    assert_eq!(metric("spatialscore_cache_hits_total"), 0.0, "{page}");
+
+    let (code, table, _) = run(&[
+        "load",
+        "--server",
+        &server.address,
+        "--side=64",
+        "--seconds=4",
+        "--group=1",
+        "--callers=2",
+        "--sweep",
+    ]);
+    assert_eq!(code, 0);
+    assert!(
+        table.contains("| callers | pictures/s |") && table.contains("callers on the rate is"),
+        "{table}"
+    );
+
+    let (code, _, said) = load(&["--group=257"]);
+    assert!(code == 1 && said.contains("--group 257: the server takes 256 items in a call"), "{said}");
+    let (code, _, said) = run(&["load", "--server", &server.address, "nowhere.png"]);
+    assert!(code == 64 && said.contains("nowhere.png: No such file"), "{said}");
+}
+
+/// A full queue is told as refusals, and costs no call.
+#[test]
+fn load_counts_refusals_apart_from_failures() {
+    let small = ["queue.max_items=8", "batch.max_items=2", "limits.max_items_per_request=8"];
+    let server = Server::serving_with(&small.map(|setting| ["--set", setting]).concat());
+    let (code, out, said) = run(&[
+        "load",
+        "--server",
+        &server.address,
+        "--side=64",
+        "--seconds=8",
+        "--json",
+        "--callers=16",
+        "--group=2",
+    ]);
+    assert_eq!(code, 0, "{said}");
+    let step: Value = serde_json::from_str(out.trim()).unwrap();
+    assert!(step["refused"].as_u64().unwrap() > 0, "{step}");
+    assert_eq!(step["failed"], 0, "{step}");
+}

@@ -1,7 +1,9 @@
 //! The command line: thin, for whatever it does stands in a module of its own.
 
 mod bench;
+mod connection;
 mod inspect;
+mod load;
 mod score;
 mod serve;
 mod signals;
@@ -45,6 +47,7 @@ enum Command {
     Score(score::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
+    Load(load::Arguments),
 }
 
 impl Cli {
@@ -60,6 +63,7 @@ impl Cli {
                 serve::run(arguments)
             }
             Command::Score(arguments) => score::run(arguments),
+            Command::Load(arguments) => load::run(arguments),
             Command::Inspect(arguments) => inspect::run(arguments),
             Command::Bench(arguments) => {
                 restart_with_short_spins();

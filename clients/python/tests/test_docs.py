@@ -13,7 +13,20 @@ from urllib.parse import unquote
 import pytest
 from conftest import ROOT
 
-SOURCES = ["benches", "clients", "deploy", "docs", "examples", "fuzz", "proto", "scripts", "src", "tests", "training"]
+SOURCES = [
+    "benches",
+    "clients",
+    "deploy",
+    "docs",
+    "examples",
+    "fuzz",
+    "packaging",
+    "proto",
+    "scripts",
+    "src",
+    "tests",
+    "training",
+]
 FOLDERS = ["clients", "deploy", "docs", "examples", "models", "samples", "training"]
 PAGES = sorted(
     page

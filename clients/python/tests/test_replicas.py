@@ -275,6 +275,24 @@ def test_all_addresses_of_a_name_are_called_and_new_ones_are_found(
         assert len(one.requests) == seen
 
 
+def test_other_servers_are_called_from_now_on(connect: Any) -> None:
+    """As a fleet's clients have it, whose replicas come back elsewhere: those that stay keep their places."""
+    with Fake() as gone, Fake() as stays, Fake() as new:
+        client = connect([gone.address, stays.address])
+        endpoints = client.client._endpoints
+        for _ in range(4):
+            client.score("p", numbered(1))
+        assert gone.requests and stays.requests
+        kept = next(each for each in endpoints._all() if stays.address in each.address)
+        gone.stop()
+        endpoints.retarget([stays.address, new.address])
+        before = len(stays.requests)
+        for _ in range(6):
+            client.score("p", numbered(1))
+        assert (len(new.requests), len(stays.requests) - before) == (3, 3)
+        assert kept in endpoints._all() and len(endpoints._all()) == 2
+
+
 def test_two_models_behind_one_name_are_not_mixed(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Fake("127.0.0.1:0", revision="r1")
     other = Fake(f"127.0.0.2:{one.port}", revision="r2")

@@ -17,6 +17,10 @@ use crate::model::checkpoint::{BUILT_IN_NAME, CheckpointError, CheckpointFiles};
 use crate::model::{Blueprint, Normalisation, RewardModel, Sample, Score, Scorer};
 use crate::processor::{Processor, ProcessorLimits};
 
+/// The prompt of a measurement, of about the paper's length.
+pub(super) const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle stands on the table, to the left of a \
+    white bowl, and three spoons lie in a row in front of the bowl.";
+
 /// Measure how fast a model scores pictures on a device, without a server.
 ///
 /// Beside the pictures per second stands the share of the device's own rate of large matrix products, measured in the
@@ -189,4 +193,15 @@ impl Subject {
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers.get(numbers.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Bytes without a pattern, the same in each run.
+pub(super) fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(length)
+    .collect()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tch::{Cuda, Device, Kind, Tensor};
 
-use super::{Arguments, Subject, median};
+use super::{Arguments, PROMPT, Subject, median, noise};
 use crate::device;
 use crate::model::backbone::{Config, forward_flops};
 use crate::model::{Patches, Sample};
@@ -16,9 +16,6 @@ use crate::processor::{Picture, smart_resize};
 const TEXT_TOKENS: usize = 128;
 /// What the reference's own defaults resize pictures to, in pixels.
 const PIXELS: (u64, u64) = (3136, 12_845_056);
-/// The prompt of a sample with a tokenizer.
-const PROMPT: &str = "A kitchen with a wooden table in the middle. A red kettle stands on the table, to the left of a \
-    white bowl, and three spoons lie in a row in front of the bowl.";
 /// Forwards of each line, at least.
 const FEWEST: usize = 3;
 
@@ -173,16 +170,6 @@ fn synthetic(config: &Config, side: u32) -> Result<Sample, String> {
     input_ids.extend(std::iter::repeat_n(word, TEXT_TOKENS - TEXT_TOKENS / 4));
     let pixels = noise(rows * columns * config.vision.patch_bytes());
     Ok(Sample { input_ids, pictures: vec![Patches { rows, columns, pixels }] })
-}
-
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 1_u32;
-    std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-    .take(length)
-    .collect()
 }
 
 /// The device's operations per second in a product of two large square matrices of the model's number format: the

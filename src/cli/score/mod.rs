@@ -5,26 +5,20 @@ mod report;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::errors::InvalidMetadataValue;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Status, Streaming};
 
+use crate::cli::connection::{Connection, Servers, Unanswered, Urgency};
 use crate::cli::{USAGE, fail};
-use crate::edge::auth::{self, Secret};
 use crate::edge::proto;
-use crate::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use manifest::{Entry, Rows};
 use report::{Format, Report, Row};
 
@@ -32,11 +26,6 @@ use report::{Format, Report, Row};
 const READ_AHEAD: usize = 4;
 /// Room for the parts of a message that are not the picture or the prompt.
 const MESSAGE_OVERHEAD: usize = 1024;
-/// The port of a server that names none.
-const PORT: u16 = 50051;
-/// The pause between two attempts to reach a server that is not up yet.
-const RETRY_EVERY: Duration = Duration::from_millis(200);
-
 /// Score pictures on a running server.
 ///
 /// Give one prompt and its pictures, or a manifest of many. Pictures are PNG, JPEG or WebP files. Results come in
@@ -72,24 +61,8 @@ Exit codes:
   1   one or more have none, or the server could not be reached
   64  the command line is wrong")]
 pub struct Arguments {
-    /// The server: HOST:PORT, or a URL, of which https:// asks for TLS; of several, separated by commas, the first that
-    /// answers.
-    #[arg(long, value_name = "TARGET", env = "SPATIALSCORE_TARGET", default_value = "127.0.0.1:50051")]
-    server: String,
-    /// A file with the token to show: one line, the token or subject:token. Without it the token is that of
-    /// SPATIALSCORE_TOKEN, or of the file that SPATIALSCORE_TOKEN_FILE names.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// The authorities that sign the server's certificate, PEM, or that certificate itself; those of the system where
-    /// this is not given. Asks for TLS.
-    #[arg(long, value_name = "FILE", env = "SPATIALSCORE_CA")]
-    tls_ca: Option<PathBuf>,
-    /// The certificate to show to a server that asks for one, PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// The private key of --tls-cert, PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
     /// The prompt of all the pictures.
     #[arg(long, required_unless_present = "manifest", conflicts_with = "manifest")]
     prompt: Option<String>,
@@ -105,37 +78,16 @@ pub struct Arguments {
     /// Seconds to wait for each next answer before giving up.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Seconds to wait for a server that is not up yet, or still loads its model.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    wait: u64,
     /// The pictures.
     #[arg(value_name = "IMAGE", required_unless_present = "manifest")]
     images: Vec<PathBuf>,
 }
 
-/// How urgent the pictures are.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Urgency {
-    Training,
-    Evaluation,
-}
-
-impl From<Urgency> for proto::Priority {
-    fn from(urgency: Urgency) -> Self {
-        match urgency {
-            Urgency::Training => Self::Training,
-            Urgency::Evaluation => Self::Evaluation,
-        }
-    }
-}
-
 /// Why scoring ended early.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("{}: {}", crate::edge::grpc::code_name(.0.code()), .0.message())]
-    Status(Status),
-    #[error("no answer within {0} s")]
-    Timeout(u64),
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     #[error("the server ended the stream with {0} items unanswered")]
     Cut(usize),
     #[error(transparent)]
@@ -144,7 +96,7 @@ enum Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        Self::Status(status)
+        Self::Unanswered(status.into())
     }
 }
 
@@ -163,15 +115,15 @@ pub fn run(arguments: Arguments) -> ExitCode {
             (Box::new(images.into_iter().map(entry)), Some(count))
         }
     };
-    let (endpoints, token) = match access(&arguments) {
-        Ok(access) => access,
+    let servers = match arguments.connection.servers() {
+        Ok(servers) => servers,
         Err(error) => return fail(USAGE, &error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
-    let scored = runtime.block_on(score(&arguments, endpoints, token, rows, count));
+    let scored = runtime.block_on(score(&arguments, &servers, rows, count));
     // The thread that reads pictures may still wait for a connection that is gone.
     runtime.shutdown_background();
     match scored {
@@ -184,12 +136,11 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// Scores the rows and writes the results; returns how many have no score.
 async fn score(
     arguments: &Arguments,
-    endpoints: Vec<Endpoint>,
-    bearer: Bearer,
+    servers: &Servers,
     rows: Rows,
     count: Option<u64>,
 ) -> Result<u64, Failure> {
-    let (mut client, model) = connect(arguments, endpoints, bearer).await?;
+    let (mut client, model) = servers.first(arguments.timeout).await?;
     let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
     let mut report = Report::begin(arguments.format, io::stdout(), &model)?;
     let bar = progress_bar(count);
@@ -229,121 +180,7 @@ async fn next(
     seconds: u64,
 ) -> Result<Option<proto::ScoreStreamResponse>, Failure> {
     let answer = timeout(Duration::from_secs(seconds), answers.message()).await;
-    Ok(answer.map_err(|_| Failure::Timeout(seconds))??)
-}
-
-/// The servers' addresses with the TLS to use on them, and the token to show.
-fn access(arguments: &Arguments) -> Result<(Vec<Endpoint>, Bearer), Box<dyn std::error::Error>> {
-    let Arguments { tls_ca, tls_cert, tls_key, token_file, server, .. } = arguments;
-    let identity = tls_cert.as_deref().zip(tls_key.as_deref());
-    let tls = tls_ca.is_some() || identity.is_some();
-    let mut endpoints = Vec::new();
-    for target in server.split(',').map(str::trim).filter(|target| !target.is_empty()) {
-        let endpoint = Endpoint::from_shared(url(target, tls)?)?;
-        endpoints.push(match endpoint.uri().scheme_str() {
-            Some("https") => auth::client_config(tls_ca.as_deref(), identity)?.on(endpoint)?,
-            _ if tls => {
-                return Err(
-                    format!("{target} is not TLS: it must begin with https://, or with no scheme").into()
-                );
-            }
-            _ => endpoint,
-        });
-    }
-    if endpoints.is_empty() {
-        return Err("--server, or SPATIALSCORE_TARGET, is empty; give host:port".into());
-    }
-    Ok((endpoints, Bearer::new(token(token_file.as_deref())?.as_ref())?))
-}
-
-/// The token of the file that is named, else that of the environment, as the Python client reads it.
-fn token(file: Option<&Path>) -> Result<Option<Secret>, Box<dyn std::error::Error>> {
-    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(file) = file {
-        return Ok(Some(auth::client_token(file)?));
-    }
-    if let Some(token) = named("SPATIALSCORE_TOKEN") {
-        let token = token.to_str().ok_or("is not Unicode").and_then(auth::one_token);
-        return Ok(Some(token.map_err(|fault| format!("SPATIALSCORE_TOKEN: {fault}"))?));
-    }
-    let file = named("SPATIALSCORE_TOKEN_FILE").map(PathBuf::from);
-    Ok(file.as_deref().map(auth::client_token).transpose()?)
-}
-
-/// The URL of a target as the Python client takes it: with the contract's own port where it names none, and with TLS
-/// where it says nothing of it and there is a certificate.
-fn url(target: &str, tls: bool) -> Result<String, String> {
-    let wrong = || format!("{target:?} is no server; give host:port, or a URL of http:// or https://");
-    let (scheme, rest) = match target.split_once("://") {
-        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest.trim_end_matches('/')),
-        Some(_) => return Err(wrong()),
-        None if tls => ("https", target),
-        None => ("http", target),
-    };
-    // An address of IPv6 without brackets has no port.
-    let bare = rest.parse::<std::net::Ipv6Addr>().map(|address| format!("[{address}]"));
-    let authority: http::uri::Authority =
-        bare.unwrap_or_else(|_| rest.to_owned()).parse().map_err(|_| wrong())?;
-    let (host, port) = (authority.host(), authority.port_u16());
-    // What stands behind the host and is no port.
-    let more = port.is_none() && authority.as_str() != host;
-    if host.is_empty() || more || authority.as_str().contains('@') || port == Some(0) {
-        return Err(wrong());
-    }
-    Ok(format!("{scheme}://{host}:{}", port.unwrap_or(PORT)))
-}
-
-/// Shows a token on every call, where there is one.
-#[derive(Clone)]
-struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Bearer {
-    fn new(token: Option<&Secret>) -> Result<Self, InvalidMetadataValue> {
-        let value = |token: &Secret| {
-            let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.reveal()).parse()?;
-            value.set_sensitive(true);
-            Ok(value)
-        };
-        token.map(value).transpose().map(Self)
-    }
-}
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
-        }
-        Ok(request)
-    }
-}
-
-type Client = SpatialScoreServiceClient<InterceptedService<Channel, Bearer>>;
-
-/// Reaches the first server that answers and asks what it serves, again and again within `--wait`.
-async fn connect(
-    arguments: &Arguments,
-    endpoints: Vec<Endpoint>,
-    bearer: Bearer,
-) -> Result<(Client, proto::GetModelResponse), Failure> {
-    let until = Instant::now() + Duration::from_secs(arguments.wait);
-    let client = |endpoint: &Endpoint| {
-        SpatialScoreServiceClient::with_interceptor(endpoint.connect_lazy(), bearer.clone())
-    };
-    let clients: Vec<Client> = endpoints.iter().map(client).collect();
-    let last = clients.len().saturating_sub(1);
-    for (turn, mut client) in (0..clients.len()).cycle().zip(clients.iter().cloned().cycle()) {
-        let model =
-            timeout(Duration::from_secs(arguments.timeout), client.get_model(proto::GetModelRequest {}));
-        match model.await.map_err(|_| Failure::Timeout(arguments.timeout))? {
-            Ok(model) => return Ok((client, model.into_inner())),
-            Err(status) if status.code() == Code::Unavailable && turn < last => {}
-            Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
-                sleep(RETRY_EVERY).await;
-            }
-            Err(status) => return Err(status.into()),
-        }
-    }
-    Err(Status::unavailable("there is no server to ask").into())
+    Ok(answer.map_err(|_| Unanswered::Timeout(seconds))??)
 }
 
 type Expected = (Row, Option<String>);

@@ -14,7 +14,7 @@ from .answers import Failure, silence
 from .errors import ModelMismatchError
 from .notices import Notices
 from .scores import Limits, ModelInfo
-from .settings import check_timeout, host_and_port, is_ip
+from .settings import address, check_timeout, host_and_port, is_ip
 
 # Seconds that a server rests after it could not be reached: doubling from the first to the second, each with jitter.
 _FIRST_REST = 0.1
@@ -103,6 +103,7 @@ class Endpoints:
 
     def __init__(self, addresses: Sequence[str], *, resolve: bool = True) -> None:
         """`resolve`: whether names are resolved here, or by gRPC, which has to where there is a proxy."""
+        self._resolve = resolve
         self._groups = [self._group(address, resolve) for address in addresses]
         self._names = [group for group in self._groups if isinstance(group, _Name)]
         self._looked = -math.inf
@@ -116,12 +117,20 @@ class Endpoints:
         self.notices = Notices()
 
     @staticmethod
-    def _group(address: str, resolve: bool) -> _Name | list[Endpoint]:
-        if address.startswith("dns:///") and resolve:
-            host, port = host_and_port(address.removeprefix("dns:///"))
+    def _group(named: str, resolve: bool) -> _Name | list[Endpoint]:
+        if named.startswith("dns:///") and resolve:
+            host, port = host_and_port(named.removeprefix("dns:///"))
             if not is_ip(host):
                 return _Name(host, port, [])
-        return [Endpoint(address, address)]
+        return [Endpoint(named, named)]
+
+    def retarget(self, targets: Sequence[str]) -> None:
+        """Has other servers called from now on; those that stay keep what is known of them."""
+        addresses = [address(target)[0] for target in targets]
+        with self._lock:
+            known = {group[0].address: group for group in self._groups if not isinstance(group, _Name)}
+            self._groups = [known.get(each) or self._group(each, self._resolve) for each in addresses]
+            self._names = [group for group in self._groups if isinstance(group, _Name)]
 
     def _all(self) -> list[Endpoint]:
         return [each for group in self._groups for each in (group.endpoints if isinstance(group, _Name) else group)]

@@ -1,0 +1,5 @@
+"""`python -m spatialscore`."""
+
+from .launcher import main
+
+main()
