@@ -5,6 +5,9 @@ use serde_json::Value as Json;
 use super::jinja::{Template, Value};
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
 
+const PROCESSOR: &str = "processor_config.json";
+const JINJA: &str = "chat_template.jinja";
+const JSON: &str = "chat_template.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// A chat template that has been read, with the tokenizer's special tokens as its variables.
@@ -16,8 +19,8 @@ pub(super) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Finds the template in the order of the reference: `chat_template.jinja`, `chat_template.json`,
-    /// `tokenizer_config.json`.
+    /// Finds the template: the processor's (`chat_template` in `processor_config.json`, `chat_template.json`,
+    /// `chat_template.jinja`), else the tokenizer's (`tokenizer_config.json`).
     pub fn load(
         files: &CheckpointFiles,
         special_tokens: Vec<(String, String)>,
@@ -48,15 +51,18 @@ impl ChatTemplate {
 }
 
 fn find(files: &CheckpointFiles) -> Result<(&'static str, String), CheckpointError> {
-    const JINJA: &str = "chat_template.jinja";
-    const JSON: &str = "chat_template.json";
-    if let Some(bytes) = files.read(JINJA)? {
-        let source = String::from_utf8(bytes.into_owned());
-        return Ok((JINJA, source.map_err(|e| CheckpointError::invalid(JINJA, e.to_string()))?));
-    }
-    let wrapped: Option<Json> = files.json(JSON)?;
-    if let Some(source) = wrapped.as_ref().and_then(|w| w.get("chat_template")?.as_str()) {
-        return Ok((JSON, source.to_owned()));
+    let processors = of_processor(files)?;
+    if let Some((file, source)) = processors.first() {
+        return match processors.iter().find(|(_, other)| other != source) {
+            None => Ok((*file, source.clone())),
+            Some((other, _)) => Err(CheckpointError::invalid(
+                file,
+                format!(
+                    "it holds another chat template than {other}; which of them counts differs between versions of \
+                     transformers, so keep one"
+                ),
+            )),
+        };
     }
     let tokenizer_config: Json = files.json(TOKENIZER_CONFIG)?.unwrap_or_default();
     let named_default = |list: &Vec<Json>| {
@@ -73,4 +79,30 @@ fn find(files: &CheckpointFiles) -> Result<(&'static str, String), CheckpointErr
             "the chat template ({JINJA}, {JSON}, or chat_template in {TOKENIZER_CONFIG})"
         ))
     })
+}
+
+/// The templates of the processor's own files, in the order in which transformers 5 takes the first.
+fn of_processor(files: &CheckpointFiles) -> Result<Vec<(&'static str, String)>, CheckpointError> {
+    let mut found = Vec::new();
+    for file in [PROCESSOR, JSON] {
+        match files
+            .json::<Json>(file)?
+            .map(|mut json| json.get_mut("chat_template").map(Json::take).unwrap_or_default())
+        {
+            Some(Json::String(source)) => found.push((file, source)),
+            None => {}
+            Some(Json::Null) if file == PROCESSOR => {}
+            Some(other) => {
+                return Err(CheckpointError::invalid(
+                    file,
+                    format!("chat_template is {other}, must be a text"),
+                ));
+            }
+        }
+    }
+    if let Some(bytes) = files.read(JINJA)? {
+        let source = String::from_utf8(bytes.into_owned());
+        found.push((JINJA, source.map_err(|e| CheckpointError::invalid(JINJA, e.to_string()))?));
+    }
+    Ok(found)
 }

@@ -188,6 +188,10 @@ CONFIGURATION = [
     ({"/quantization_config": {}}, None),
     ({"/quantization_config": {"quant_method": "awq", "bits": 4}}, "quantization_config: quantised weights"),
     ({TEXT + "quantization_config": {"quant_method": "fp8"}}, "text_config.quantization_config: quantised weights"),
+    ({TEXT + "quantization_config": {}}, "text_config.quantization_config"),
+    ({"/quantization_config": False}, "quantization_config"),
+    ({TEXT + "pad_token_id": 723}, "pad_token_id is 723, but vocab_size is 723"),
+    ({TEXT + "pad_token_id": -723}, None),
     ({VISION + "quantization_config": {"quant_method": "fp8"}}, "vision_config.quantization_config: quantised"),
     ({TEXT + "per_layer_config": {"0": {"intermediate_size": 8}}}, "text_config.per_layer_config"),
     ({"/vision_config": None}, "vision_config is missing"),
@@ -207,6 +211,38 @@ OLD_CONFIGURATION = [
     ({"/use_sliding_window": True, "/max_window_layers": 2}, None),
     ({"/layer_types": [FULL]}, "layer_types has 1 entries for num_hidden_layers 2"),
     ({"/quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+]
+
+# The other families.
+QWEN2_CONFIGURATION = [
+    ({ROPE + "mrope_section": [1, 1, 1, 1]}, None),
+    ({ROPE + "mrope_section": [2, 1, 2]}, "mrope_section is [2,1,2]"),
+    ({VISION + "mlp_ratio": 2.0}, "mlp_ratio is 2.0, must be an integer"),
+    ({VISION + "mlp_ratio": None}, "mlp_ratio is null"),
+    ({VISION + "num_heads": 4}, None),
+    ({VISION + "rope_theta": 77.0}, None),
+    ({VISION + "intermediate_size": 7, VISION + "out_hidden_size": 99}, None),
+    ({VISION + "hidden_act": "gelu"}, '"gelu", must be "quick_gelu"'),
+    ({VISION + "embed_dim": 32}, "cannot be served"),
+]
+QWEN3_CONFIGURATION = [
+    ({ROPE + "mrope_section": [3, 3, 2]}, None),
+    ({ROPE + "mrope_section": [4, 9, 9]}, None),
+    ({ROPE + "mrope_section": [2, 2, 2, 2]}, None),
+    ({ROPE + "mrope_section": [8]}, "mrope_section is [8]"),
+    ({ROPE + "mrope_section": [4, 2]}, "mrope_section is [4,2]"),
+    ({ROPE + "mrope_interleaved": True}, None),
+    ({ROPE + "mrope_interleaved": False}, None),
+    ({TEXT + "attention_bias": True}, "bias is missing"),
+    ({TEXT + "rms_norm_eps": 0.1}, None),
+    ({TEXT + "head_dim": 8}, "cannot be served"),
+    ({VISION + "deepstack_visual_indexes": [1, 0]}, None),
+    ({VISION + "deepstack_visual_indexes": [2, 1]}, None),
+    ({VISION + "deepstack_visual_indexes": []}, "deepstack_merger_list"),
+    ({VISION + "num_position_embeddings": 16}, "pos_embed.weight"),
+    ({VISION + "num_heads": 4}, None),
+    ({AXES + "rope_theta": 77.0}, None),
+    ({VISION + "hidden_act": "gelu"}, '"gelu", must be "gelu_pytorch_tanh"'),
 ]
 
 # The image processor's file, beside a reward_config.json that leaves the sizes to it (`deep`).
@@ -281,6 +317,8 @@ NESTED = [
     ({"image_processor": 3}, "settings are 3, must be an object"),
 ]
 
+TEMPLATE = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+
 # Heads of other forms, made of the three layers of `mlp`'s: 0, 3 and 5.
 HEADS = [
     ({"rm_head.3": "rm_head.2", "rm_head.5": "rm_head.4"}, None),
@@ -353,6 +391,13 @@ def changes():
         yield change("deep", refused, edits(CONFIG, values))
     for values, refused in OLD_CONFIGURATION:
         yield change("half", refused, edits(CONFIG, values))
+    for values, refused in QWEN2_CONFIGURATION:
+        yield change("qwen2", refused, edits(CONFIG, values))
+    for values, refused in QWEN3_CONFIGURATION:
+        yield change("qwen3", refused, edits(CONFIG, values))
+    # A template in the processor's file counts for more than chat_template.jinja.
+    other = {"/chat_template": TEMPLATE}
+    yield change("deep", "processor_config.json: it holds another chat template than chat_template.jinja", edits(PROCESSOR, other))
     unsaid = edits(REWARD, {"/min_pixels": ABSENT, "/max_pixels": ABSENT})
     for values, refused in PREPROCESSOR:
         yield change("deep", refused, unsaid + edits(PICTURES, values))

@@ -72,6 +72,8 @@ KINDS = {
     "regex": dict(r=2, lora_alpha=8, target_modules=r"^(?!.*visual).*\.(k_proj|gate_proj)"),
     "bias_all": dict(r=2, lora_alpha=4, target_modules=ATTENTION, bias="all"),
     "bias_lora_only": dict(r=2, lora_alpha=4, target_modules=ATTENTION, bias="lora_only"),
+    # PEFT saves the replaced head's biases beside those of the new one.
+    "bias_all_saved": dict(r=2, lora_alpha=5, target_modules=["qkv"], modules_to_save=["rm_head"], bias="all"),
     "lora_bias": dict(r=2, lora_alpha=5, target_modules=[*ATTENTION, "qkv"], lora_bias=True),
     "embedding": dict(r=2, lora_alpha=3, target_modules=["embed_tokens", "q_proj"]),
     "convolution": dict(r=2, lora_alpha=3, target_modules=["proj"]),
@@ -80,6 +82,8 @@ KINDS = {
     "tokens": dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[5, 300, 41]),
     "named_tokens": dict(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [7, 8]}),
     "pissa": dict(r=3, lora_alpha=6, target_modules=[*ATTENTION, "down_proj"], init_lora_weights="pissa"),
+    # A table is not decomposed, whatever its factors are said to start from.
+    "pissa_embedding": dict(r=3, lora_alpha=6, target_modules=["embed_tokens", "v_proj"], init_lora_weights="pissa"),
     "pissa_rslora": dict(r=3, lora_alpha=6, use_rslora=True, target_modules=["up_proj"], init_lora_weights="pissa"),
     "olora": dict(r=3, lora_alpha=6, target_modules=[*ATTENTION, "down_proj"], init_lora_weights="olora"),
     # The base of each is an adapter, the last one's base an adapter on an adapter.

@@ -107,6 +107,15 @@ def layouts(base):
     yield "slow, bos", of(config | {"add_bos_token": True, "bos_token": "<|im_start|>"}) | slow
     yield "slow, file class", of(FILE | named) | slow
     yield "slow beside file", of(config) | slow | json_file({})
+    yield "decoder null", of(config | {"added_tokens_decoder": None})
+    yield "model specific", of(config | {"model_specific_special_tokens": {"z_token": "<new>"}})
+    yield "method's name", of(config | {"add_special_tokens": False})
+    yield "another version", of(config) | json_file({"version": "2.0"})
+    yield "file class, prefix of pieces", of(FILE | named) | json_file({"model": {"continuing_subword_prefix": "##"}})
+    yield "slow, vocabulary too short", of(config) | slow | {"vocab.json": dict(list(slow["vocab.json"].items())[:250])}
+    yield "single word at the left", of(config | {"added_tokens_decoder": decoder | {str(top + 1): NEW | {"single_word": True, "lstrip": True}}})
+    yield "tokens in tokens", of(config | {"extra_special_tokens": ["<new><other>", "<other>", "<new>"]})
+    yield "overlapping tokens", of(config | {"added_tokens_decoder": decoder | {str(top + 1): NEW, str(top + 2): NEW | {"content": "<new"}, str(top + 3): NEW | {"content": "new>"}}})
     yield "split special", of(config | {"split_special_tokens": True})
 
 
@@ -146,7 +155,7 @@ def main():
                     "special_tokens": tokenizer.special_tokens_map,
                     "ids": [tokenizer(text)["input_ids"] for text in texts],
                 }
-            except Exception as error:  # whatever it says, it refuses
+            except BaseException as error:  # whatever it says, it refuses; Rust's panics are no Exception
                 print(f"  {name}: {type(error).__name__} {str(error)[:100]}")
                 result = {"special_tokens": None, "ids": None}
         made[name] = {"files": files} | result

@@ -389,6 +389,7 @@ impl Config {
         // Interleaved sections may leave pairs to time, and reach beyond the last.
         rule(
             (interleaved && t.mrope_section().len() == 3 || sections * 2 == i128::from(t.head_dim()))
+                && (!interleaved || t.mrope_section().len() >= 3)
                 && t.mrope_section().iter().all(|&n| (0..=1 << 32).contains(&n)),
             format!(
                 "{prefix}{}s parts must be at least 0 and must add up to half the width of a head, {}",

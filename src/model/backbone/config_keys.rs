@@ -92,13 +92,32 @@ pub fn faults(
         for (key, reason) in UNSUPPORTED {
             let fault = format!("{name}{key}: {reason}");
             // The older form has the decoder's keys at the top, which is looked at twice then.
-            if section.get(key).is_some_and(|value| !is_falsy(value)) && !faults.contains(&fault) {
+            if section.get(key).is_some_and(|value| !says_nothing(name, key, value))
+                && !faults.contains(&fault)
+            {
                 faults.push(fault);
             }
         }
         faults.extend(check_types(section, name, keys));
     }
+    let integer = |key: &str| text.get(key).and_then(Value::as_i64);
+    if let (Some(padding), Some(rows)) = (integer("pad_token_id"), integer("vocab_size"))
+        && !(-rows..rows).contains(&padding)
+    {
+        faults.push(format!("{prefix}pad_token_id is {padding}, but vocab_size is {rows}"));
+    }
     faults
+}
+
+/// Whether a key that would make another model is there in name only. Of quantisation the reference takes no
+/// other value for that than these.
+fn says_nothing(section: &str, key: &str, value: &Value) -> bool {
+    match key {
+        "quantization_config" => {
+            value.is_null() || section.is_empty() && value.as_object().is_some_and(Map::is_empty)
+        }
+        _ => is_falsy(value),
+    }
 }
 
 /// The vision tower's section under the names that the reference's class has for its keys, without the blocks with

@@ -104,12 +104,12 @@ fn qwen2_vision(said: &Map<String, Value>) -> Result<Map<String, Value>, String>
     let defaults =
         json!({"embed_dim": 1280, "hidden_size": 3584, "hidden_act": "quick_gelu", "mlp_ratio": 4});
     let mut section = over(said, defaults);
-    let ratio = section.remove("mlp_ratio").as_ref().and_then(Value::as_f64);
-    let ratio = ratio.ok_or("vision_config.mlp_ratio must be a number")?;
+    let ratio = section.remove("mlp_ratio").unwrap_or_default();
+    let ratio = ratio.as_i64().ok_or(format!("vision_config.mlp_ratio is {ratio}, must be an integer"))?;
     let [tower, decoder] = ["embed_dim", "hidden_size"].map(|key| section.remove(key).unwrap_or_default());
     // What is no number is refused by its key.
-    if let Some(width) = tower.as_f64() {
-        section.insert("intermediate_size".into(), json!((width * ratio) as i64));
+    if let Some(width) = tower.as_i64() {
+        section.insert("intermediate_size".into(), json!(width.saturating_mul(ratio)));
     }
     section.insert("hidden_size".into(), tower);
     section.insert("out_hidden_size".into(), decoder);

@@ -60,6 +60,7 @@ impl Subject {
             Self::Tokenizer => Ok(folder.exists("tokenizer.json") || folder.exists("vocab.json")),
             Self::ChatTemplate => Ok(folder.exists("chat_template.jinja")
                 || folder.exists("chat_template.json")
+                || holds("processor_config.json", "chat_template")?
                 || holds(TOKENIZER_CONFIG, "chat_template")?),
             Self::Pictures => Ok(folder.exists("preprocessor_config.json")
                 || holds("processor_config.json", "image_processor")?),

@@ -19,6 +19,10 @@ const FACTOR: &str = ".lora_";
 const TOKENS: &str = ".token_adapter.";
 const TRAINED_ROWS: &str = ".token_adapter.trainable_tokens_delta";
 
+/// In the name of what `modules_to_save` has replaced: with `bias` other than none PEFT saves its biases, and never
+/// runs them.
+const UNUSED: &str = ".original_module.";
+
 /// What an adapter does to a checkpoint's weights.
 #[derive(Debug)]
 pub(super) struct Adapter {
@@ -56,7 +60,10 @@ impl Adapter {
         let config = AdapterConfig::read(folder)?;
         let refuse = |reason: String| CheckpointError::invalid(&folder.label(ADAPTER_CONFIG), reason);
         let mut factors = Inventory::default();
-        factors.add(folder, ADAPTER_WEIGHTS, |key| canonical(&plain_name(key)))?;
+        factors.add(folder, ADAPTER_WEIGHTS, |key| match key.contains(UNUSED) {
+            true => None,
+            false => canonical(&plain_name(key)),
+        })?;
         let is_factor = |name: &str| name.contains(FACTOR) || name.contains(TOKENS);
         if let Some(key) = factors.skipped.iter().find(|key| tied && is_factor(key)) {
             return Err(refuse(format!(
@@ -205,8 +212,10 @@ fn product(
         let ones = vec![1; inputs.len() - 1];
         vec![(down.clone(), [&[rank], inputs].concat()), (up.clone(), [&[out, rank][..], &ones].concat())]
     };
+    // PEFT starts a table's factors otherwise, whatever `init_lora_weights` names.
+    let start = if embedding { Start::Whole } else { start };
     if start != Start::Whole {
-        let narrow = weight.len() > 2 || embedding;
+        let narrow = weight.len() > 2;
         if narrow || rank > out.min(inputs[0]) || size.scale <= 0.0 {
             return Err(format!(
                 "init_lora_weights takes a part out of {module}, {weight:?}, which must be a linear layer of at \

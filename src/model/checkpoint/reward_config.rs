@@ -56,12 +56,7 @@ impl RewardConfig {
                 return Err(format!("{key} is {pixels}, must be 1 to {MAX_PIXELS}"));
             }
         }
-        match (self.min_pixels, self.max_pixels) {
-            (Some(min), Some(max)) if min > max => Err(format!(
-                "min_pixels is {min} and max_pixels {max}; the least must not be above the greatest"
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 

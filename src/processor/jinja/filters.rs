@@ -1,13 +1,22 @@
-//! Jinja's filters and tests.
+//! Jinja's filters.
+
+mod json;
+mod numbers;
+mod order;
+mod text;
 
 use std::rc::Rc;
 
-use super::formatting::{self, float_repr};
-use super::interpreter::{Bound, Interpreter, binary, item};
-use super::methods;
+use self::json::to_json;
+use self::numbers::{round, to_float, to_int};
+use self::order::{folded, ordered, sorted};
+use self::text::{indent, truncate};
+use super::interpreter::{Bound, Interpreter};
+use super::operators::{binary, item};
+use super::predicates::TESTS;
 use super::syntax::Binary;
 use super::value::{Budget, Value};
-use super::{Result, refuse};
+use super::{Result, formatting, python_text, refuse};
 
 /// Filters that are supported.
 pub(super) const FILTERS: &[&str] = &[
@@ -57,47 +66,6 @@ pub(super) const FILTERS: &[&str] = &[
     "wordcount",
 ];
 
-/// Tests that are supported, and the operators that `select` takes for tests.
-pub(super) const TESTS: &[&str] = &[
-    "boolean",
-    "callable",
-    "defined",
-    "divisibleby",
-    "eq",
-    "equalto",
-    "escaped",
-    "even",
-    "false",
-    "float",
-    "ge",
-    "gt",
-    "greaterthan",
-    "in",
-    "integer",
-    "iterable",
-    "le",
-    "lessthan",
-    "lower",
-    "lt",
-    "mapping",
-    "ne",
-    "none",
-    "number",
-    "odd",
-    "sameas",
-    "sequence",
-    "string",
-    "true",
-    "undefined",
-    "upper",
-    "==",
-    "!=",
-    "<",
-    "<=",
-    ">",
-    ">=",
-];
-
 impl Interpreter {
     /// `value | name(…)`, where the arguments say the name.
     pub(super) fn filter(&mut self, value: Value, arguments: Bound) -> Result<Value> {
@@ -131,12 +99,14 @@ impl Interpreter {
             "upper" => arguments.take([]).and_then(|[]| budget.text(text(&value)?.to_uppercase())),
             "lower" => arguments.take([]).and_then(|[]| budget.text(text(&value)?.to_lowercase())),
             "capitalize" => {
-                arguments.take([]).and_then(|[]| budget.text(methods::capitalize(&text(&value)?)?))
+                arguments.take([]).and_then(|[]| budget.text(python_text::capitalize(&text(&value)?)?))
             }
-            "title" => arguments.take([]).and_then(|[]| budget.text(methods::title_filter(&text(&value)?)?)),
-            "wordcount" => {
-                arguments.take([]).and_then(|[]| Ok(Value::Int(methods::word_count(&text(&value)?) as i64)))
+            "title" => {
+                arguments.take([]).and_then(|[]| budget.text(python_text::title_filter(&text(&value)?)?))
             }
+            "wordcount" => arguments
+                .take([])
+                .and_then(|[]| Ok(Value::Int(python_text::word_count(&text(&value)?) as i64))),
             "string" => match (arguments.take([])?, &value) {
                 ([], Value::Markup(_)) => Ok(value),
                 ([], value) => text(value).map(Value::Str),
@@ -162,19 +132,19 @@ impl Interpreter {
                 let [chars] = arguments.take(["chars"])?;
                 let chars = chars.filter(|chars| !matches!(chars, Value::None));
                 let chars = chars.map(|chars| string(&chars, &name)).transpose()?;
-                budget.text(methods::strip(&text(&value)?, chars.as_deref(), true, true))
+                budget.text(python_text::strip(&text(&value)?, chars.as_deref(), true, true))
             }
             "replace" => {
                 let [old, new, count] = arguments.take(["old", "new", "count"])?;
                 let (Some(old), Some(new)) = (old, new) else { return refuse("replace takes two texts") };
                 let count = count.filter(|count| !matches!(count, Value::None));
                 let count = count.map_or(Ok(-1), |count| integer(&count, &name))?;
-                methods::replace(&text(&value)?, &text(&old)?, &text(&new)?, count, budget)
+                python_text::replace(&text(&value)?, &text(&old)?, &text(&new)?, count, budget)
             }
             "center" => {
                 let [width] = arguments.take(["width"])?;
                 let width = width.map_or(Ok(80), |width| integer(&width, &name))?;
-                methods::pad(&text(&value)?, width, " ", "center", budget)
+                python_text::pad(&text(&value)?, width, " ", "center", budget)
             }
             "truncate" => truncate(&string(&value, &name)?, arguments, budget),
             "indent" => indent(&string(&value, &name)?, arguments, budget),
@@ -450,112 +420,6 @@ impl Interpreter {
         }
         self.budget.iterator(kept)
     }
-
-    /// `value is name(…)`, where the arguments say the name.
-    pub(super) fn test(&mut self, value: &Value, arguments: Bound) -> Result<bool> {
-        let budget = &self.budget;
-        let name = arguments.name.clone();
-        let unsupported = || refuse(format!("{name:?} of a {} is not supported", value.type_name()));
-        let takes_one = matches!(
-            &*name,
-            "divisibleby"
-                | "eq"
-                | "equalto"
-                | "ge"
-                | "gt"
-                | "greaterthan"
-                | "in"
-                | "le"
-                | "lessthan"
-                | "lt"
-                | "ne"
-                | "sameas"
-                | "=="
-                | "!="
-                | "<"
-                | "<="
-                | ">"
-                | ">="
-        );
-        let arguments = arguments.unnamed()?;
-        if takes_one {
-            let [Some(other)] = arguments.take(["other"])? else {
-                return refuse(format!("{name} takes a value"));
-            };
-            return match &*name {
-                "eq" | "equalto" | "==" => value.equals(&other, budget),
-                "ne" | "!=" => Ok(!value.equals(&other, budget)?),
-                "lt" | "lessthan" | "<" => value.is_less(&other, budget),
-                "gt" | "greaterthan" | ">" => other.is_less(value, budget),
-                "le" | "<=" => Ok(value.is_less(&other, budget)? || value.equals(&other, budget)?),
-                "ge" | ">=" => Ok(other.is_less(value, budget)? || value.equals(&other, budget)?),
-                "in" => other.contains(value, budget),
-                "divisibleby" => match (value.as_int(), other.as_int()) {
-                    (Some(a), Some(b)) if b != 0 => Ok(a.checked_rem(b).unwrap_or(0) == 0),
-                    _ => unsupported(),
-                },
-                _ => match (value, &other) {
-                    (Value::None, Value::None) => Ok(true),
-                    (Value::Bool(a), Value::Bool(b)) => Ok(a == b),
-                    (Value::None | Value::Bool(_), _) | (_, Value::None | Value::Bool(_)) => Ok(false),
-                    _ => unsupported(),
-                },
-            };
-        }
-        let [] = arguments.take([])?;
-        let cased =
-            |name| methods::call(&value.to_text(budget).map(Value::Str)?, name, Bound::default(), budget);
-        Ok(match &*name {
-            "defined" => !matches!(value, Value::Undefined),
-            "undefined" => matches!(value, Value::Undefined),
-            "none" => matches!(value, Value::None),
-            "boolean" => matches!(value, Value::Bool(_)),
-            "true" => matches!(value, Value::Bool(true)),
-            "false" => matches!(value, Value::Bool(false)),
-            "integer" => matches!(value, Value::Int(_)),
-            "float" => matches!(value, Value::Float(_)),
-            "number" => matches!(value, Value::Int(_) | Value::Float(_) | Value::Bool(_)),
-            "string" => matches!(value, Value::Str(_) | Value::Markup(_)),
-            "escaped" => matches!(value, Value::Markup(_)),
-            "mapping" => matches!(value, Value::Dict(_)),
-            "sequence" => matches!(
-                value,
-                Value::Str(_)
-                    | Value::Markup(_)
-                    | Value::List(_)
-                    | Value::Tuple(_)
-                    | Value::Dict(_)
-                    | Value::Range(_)
-                    | Value::Undefined
-            ),
-            "iterable" => !matches!(
-                value,
-                Value::None
-                    | Value::Bool(_)
-                    | Value::Int(_)
-                    | Value::Float(_)
-                    | Value::Namespace(_)
-                    | Value::Macro(_)
-                    | Value::Function(_)
-            ),
-            "callable" => {
-                matches!(value, Value::Macro(_) | Value::Function(_) | Value::Loop(_) | Value::Undefined)
-            }
-            "odd" | "even" => {
-                let expected = if name == "odd" { 1.0 } else { 0.0 };
-                match value.as_int() {
-                    Some(number) => (number.rem_euclid(2) == 1) == (name == "odd"),
-                    None => match value {
-                        Value::Float(number) => number.rem_euclid(2.0) == expected,
-                        _ => return unsupported(),
-                    },
-                }
-            }
-            "lower" => cased("islower")?.is_true(),
-            "upper" => cased("isupper")?.is_true(),
-            _ => return refuse(format!("the test {name:?} is not supported")),
-        })
-    }
 }
 
 fn take_named(named: &mut Vec<(String, Value)>, name: &str) -> Option<Value> {
@@ -611,311 +475,4 @@ fn follow(value: Value, path: &[Value], default: Option<&Value>, budget: &Budget
         }
     }
     Ok(value)
-}
-
-/// The value by which it is sorted, where case does not count.
-fn folded(value: Value, case_sensitive: bool) -> Value {
-    match &value {
-        Value::Str(text) if !case_sensitive => Value::from(text.to_lowercase()),
-        _ => value,
-    }
-}
-
-/// `a < b` of two keys. What is not a number has no place in an order.
-fn ordered(a: &Value, b: &Value, budget: &Budget) -> Result<bool> {
-    if [a, b].iter().any(|value| matches!(value, Value::Float(number) if number.is_nan())) {
-        return refuse("sorting what is not a number is not supported");
-    }
-    a.is_less(b, budget)
-}
-
-/// Sorts by keys, equal ones in the order in which they came. A merge sort, for comparisons may fail.
-fn sorted(keyed: Vec<(Value, Value)>, reverse: bool, budget: &Budget) -> Result<Vec<Value>> {
-    let mut runs: Vec<Vec<(Value, Value)>> = keyed.into_iter().map(|pair| vec![pair]).collect();
-    while runs.len() > 1 {
-        let mut merged = Vec::with_capacity(runs.len().div_ceil(2));
-        let mut pairs = runs.into_iter();
-        while let Some(left) = pairs.next() {
-            let right = pairs.next().unwrap_or_default();
-            let mut both = Vec::with_capacity(left.len() + right.len());
-            let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
-            while let (Some((a, _)), Some((b, _))) = (left.peek(), right.peek()) {
-                let right_first = if reverse { ordered(a, b, budget)? } else { ordered(b, a, budget)? };
-                both.extend(if right_first { right.next() } else { left.next() });
-            }
-            both.extend(left);
-            both.extend(right);
-            merged.push(both);
-        }
-        runs = merged;
-    }
-    Ok(runs.pop().unwrap_or_default().into_iter().map(|(_, item)| item).collect())
-}
-
-fn truncate(text: &str, arguments: Bound, budget: &Budget) -> Result<Value> {
-    let [length, whole, end, leeway] = arguments.take(["length", "killwords", "end", "leeway"])?;
-    let length = length.map_or(Ok(255), |length| integer(&length, "truncate"))?;
-    let end = end.map_or(Ok("...".into()), |end| string(&end, "truncate"))?;
-    let leeway = leeway.filter(|l| !matches!(l, Value::None));
-    let leeway = leeway.map_or(Ok(5), |leeway| integer(&leeway, "truncate"))?;
-    let kept = length - end.chars().count() as i64;
-    let Some(kept) = usize::try_from(kept).ok().filter(|_| leeway >= 0) else {
-        return refuse(format!("truncate cannot cut to {length} characters that end with {end:?}"));
-    };
-    if text.chars().count() as i64 <= length.saturating_add(leeway) {
-        return budget.text(text);
-    }
-    let cut: String = text.chars().take(kept).collect();
-    let words = if whole.is_some_and(|whole| whole.is_true()) {
-        cut.as_str()
-    } else {
-        cut.rsplit_once(' ').map_or(cut.as_str(), |(before, _)| before)
-    };
-    budget.text(format!("{words}{end}"))
-}
-
-fn indent(text: &str, arguments: Bound, budget: &Budget) -> Result<Value> {
-    let [width, first, blank] = arguments.take(["width", "first", "blank"])?;
-    let margin = match width {
-        Some(Value::Str(margin)) => margin.to_string(),
-        width => {
-            let width = width.map_or(Ok(4), |width| integer(&width, "indent"))?;
-            let width = usize::try_from(width).unwrap_or(0);
-            budget.bytes(width)?;
-            " ".repeat(width)
-        }
-    };
-    let is_true = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
-    let (first, blank) = (is_true(first), is_true(blank));
-    let call = Bound { name: "splitlines".into(), ..Bound::default() };
-    let lines =
-        methods::call(&Value::from(format!("{text}\n")), "splitlines", call, budget)?.items(budget)?;
-    let mut out = String::new();
-    for (index, line) in lines.iter().filter_map(Value::as_str).enumerate() {
-        let indented = if index == 0 { first } else { blank || !line.is_empty() };
-        budget.bytes(margin.len() + line.len() + 1)?;
-        out.push_str(if index > 0 { "\n" } else { "" });
-        out.push_str(if indented { &margin } else { "" });
-        out.push_str(line);
-    }
-    Ok(Value::from(out))
-}
-
-/// Python's grammar of numbers in texts, as far as it is Rust's too.
-fn number_text(text: &str) -> Result<&str> {
-    let text = methods::strip(text, None, true, true);
-    if text.contains('_') || !text.is_ascii() {
-        return refuse(format!("the number {text:?} is not supported"));
-    }
-    Ok(text)
-}
-
-fn to_int(value: &Value, default: Value) -> Result<Value> {
-    let truncated = |number: f64| match number {
-        _ if !number.is_finite() => Ok(default.clone()),
-        _ if number.abs() < 9e18 => Ok(Value::Int(number.trunc() as i64)),
-        _ => refuse(format!("the integer {number} does not fit into 64 bits")),
-    };
-    match value {
-        Value::Undefined => refuse("int of an undefined value is not supported"),
-        Value::Float(number) if number.is_infinite() => refuse("int of infinity is not supported"),
-        Value::Float(number) => truncated(*number),
-        Value::Str(text) => {
-            let text = number_text(text)?;
-            let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-            if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-                return match text.parse() {
-                    Ok(number) => Ok(Value::Int(number)),
-                    Err(_) => refuse(format!("the integer {text} does not fit into 64 bits")),
-                };
-            }
-            text.parse().map_or(Ok(default.clone()), truncated)
-        }
-        _ => Ok(value.as_int().map_or(default, Value::Int)),
-    }
-}
-
-fn to_float(value: &Value, default: Value) -> Result<Value> {
-    match value {
-        Value::Undefined => refuse("float of an undefined value is not supported"),
-        Value::Str(text) => Ok(number_text(text)?.parse().map_or(default, Value::Float)),
-        _ => Ok(value.as_exact_float()?.map_or(default, Value::Float)),
-    }
-}
-
-fn round(value: &Value, arguments: Bound) -> Result<Value> {
-    let [precision, method] = arguments.take(["precision", "method"])?;
-    let precision = precision.map_or(Ok(0), |precision| integer(&precision, "round"))?;
-    let method = method.map_or(Ok("common".into()), |method| string(&method, "round"))?;
-    let Some(precision) = usize::try_from(precision).ok().filter(|&precision| precision <= 20) else {
-        return refuse(format!("round to {precision} digits is not supported"));
-    };
-    if let (Some(number), "common") = (value.as_int(), &*method) {
-        return Ok(Value::Int(number));
-    }
-    let Some(number) = value.as_exact_float()?.filter(|number| number.is_finite()) else {
-        return refuse(format!("round of a {} is not supported", value.type_name()));
-    };
-    let scale = 10_f64.powi(precision as i32);
-    match &*method {
-        // The decimal digits nearest to the number itself, as Python rounds.
-        "common" => Ok(format!("{number:.precision$}").parse().map_or(Value::Undefined, Value::Float)),
-        // Through an integer, which has no negative zero.
-        "floor" => Ok(Value::Float(((number * scale).floor() + 0.0) / scale)),
-        "ceil" => Ok(Value::Float(((number * scale).ceil() + 0.0) / scale)),
-        _ => refuse(format!("round has no method {method:?}")),
-    }
-}
-
-/// How `tojson` writes.
-struct Json {
-    ascii: bool,
-    indent: Option<String>,
-    between: String,
-    behind_key: String,
-    sort_keys: bool,
-}
-
-fn to_json(value: &Value, arguments: Bound, budget: &Budget) -> Result<Value> {
-    let [ascii, indent, separators, sort_keys] =
-        arguments.take(["ensure_ascii", "indent", "separators", "sort_keys"])?;
-    let is_true = |flag: Option<Value>| flag.is_some_and(|flag| flag.is_true());
-    let indent = match indent {
-        None | Some(Value::None) => None,
-        Some(Value::Str(text)) => Some(text.to_string()),
-        Some(width) => {
-            let width = usize::try_from(integer(&width, "tojson")?).unwrap_or(0);
-            budget.bytes(width)?;
-            Some(" ".repeat(width))
-        }
-    };
-    let (between, behind_key) = match separators {
-        None | Some(Value::None) => (if indent.is_some() { "," } else { ", " }.into(), ": ".into()),
-        Some(pair) => match pair.items(budget)?.as_slice() {
-            [Value::Str(between), Value::Str(behind_key)] => (between.to_string(), behind_key.to_string()),
-            _ => return refuse("tojson takes two separators"),
-        },
-    };
-    let json = Json { ascii: is_true(ascii), indent, between, behind_key, sort_keys: is_true(sort_keys) };
-    let mut out = String::new();
-    json.write(value, 0, &mut out, budget)?;
-    Ok(Value::from(out))
-}
-
-impl Json {
-    fn write(&self, value: &Value, depth: usize, out: &mut String, budget: &Budget) -> Result<()> {
-        budget.step(1)?;
-        let before = out.len();
-        match value {
-            Value::None => out.push_str("null"),
-            Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
-            Value::Int(number) => out.push_str(&number.to_string()),
-            Value::Float(number) => out.push_str(&json_float(*number)),
-            Value::Str(text) => self.text(text, out),
-            Value::List(sequence) | Value::Tuple(sequence) => {
-                let items = sequence.items.iter();
-                return self.container("[", items, "]", depth, out, budget, |this, item, out| {
-                    this.write(item, depth + 1, out, budget)
-                });
-            }
-            Value::Dict(dict) => {
-                let mut entries: Vec<_> = dict.entries.iter().collect();
-                if self.sort_keys {
-                    if entries.iter().any(|(key, _)| key.as_str().is_none()) {
-                        return refuse("tojson sorts texts alone");
-                    }
-                    entries.sort_by(|(a, _), (b, _)| a.as_str().cmp(&b.as_str()));
-                }
-                return self.container(
-                    "{",
-                    entries.iter(),
-                    "}",
-                    depth,
-                    out,
-                    budget,
-                    |this, (key, held), out| {
-                        this.text(&json_key(key)?, out);
-                        out.push_str(&this.behind_key);
-                        this.write(held, depth + 1, out, budget)
-                    },
-                );
-            }
-            _ => return refuse(format!("tojson of a {} is not supported", value.type_name())),
-        }
-        budget.bytes(out.len() - before)
-    }
-
-    #[expect(clippy::too_many_arguments)]
-    fn container<T>(
-        &self,
-        open: &str,
-        items: impl ExactSizeIterator<Item = T>,
-        close: &str,
-        depth: usize,
-        out: &mut String,
-        budget: &Budget,
-        write: impl Fn(&Self, T, &mut String) -> Result<()>,
-    ) -> Result<()> {
-        out.push_str(open);
-        let empty = items.len() == 0;
-        let line = |depth: usize, out: &mut String| -> Result<()> {
-            if let Some(indent) = self.indent.as_ref().filter(|_| !empty) {
-                budget.bytes(indent.len().saturating_mul(depth) + 1)?;
-                out.push('\n');
-                out.push_str(&indent.repeat(depth));
-            }
-            Ok(())
-        };
-        for (index, item) in items.enumerate() {
-            budget.bytes(self.between.len() + self.behind_key.len())?;
-            out.push_str(if index > 0 { &self.between } else { "" });
-            line(depth + 1, out)?;
-            write(self, item, out)?;
-        }
-        line(depth, out)?;
-        out.push_str(close);
-        budget.bytes(2)
-    }
-
-    fn text(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                c if c < ' ' || (self.ascii && !(' '..='~').contains(&c)) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => out.push(c),
-            }
-        }
-        out.push('"');
-    }
-}
-
-fn json_float(number: f64) -> String {
-    match number {
-        _ if number.is_nan() => "NaN".into(),
-        f64::INFINITY => "Infinity".into(),
-        f64::NEG_INFINITY => "-Infinity".into(),
-        _ => float_repr(number),
-    }
-}
-
-fn json_key(key: &Value) -> Result<String> {
-    Ok(match key {
-        Value::Str(text) => text.to_string(),
-        Value::None => "null".into(),
-        Value::Bool(flag) => if *flag { "true" } else { "false" }.into(),
-        Value::Int(number) => number.to_string(),
-        Value::Float(number) => json_float(*number),
-        _ => return refuse(format!("a {} cannot be a key in JSON", key.type_name())),
-    })
 }
