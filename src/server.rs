@@ -23,6 +23,7 @@ use crate::edge::auth::{self, FileFault, Followed, Tokens};
 use crate::edge::grpc::{Handlers, Health, Stage, grpc_only};
 use crate::edge::layers::admission::Gate;
 use crate::edge::layers::call::CallLayer;
+use crate::edge::layers::crowd::CrowdLayer;
 use crate::edge::proto::health::health_server::HealthServer;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::edge::transport::{self, Protocol, Wire};
@@ -266,7 +267,7 @@ fn open(
     let health = Health::new(is_serving.clone());
     let limits = &settings.limits;
     let gate = Gate::new(tokens(settings)?, limits);
-    let calls = ServiceBuilder::new().layer(CallLayer).layer(gate);
+    let calls = ServiceBuilder::new().layer(CrowdLayer::new(&gate)).layer(CallLayer).layer(gate);
     let wire = Wire::new(certificates(settings)?, settings);
     let (close, closed) = watch::channel(false);
     let mut ports = JoinSet::new();

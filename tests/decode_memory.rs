@@ -10,15 +10,9 @@ use std::fs;
 
 use common::checkpoint;
 use common::large::{jpeg, png, webp};
+use common::process::own_memory;
 use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
-
-/// A field of /proc/self/status, in bytes.
-fn status(field: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
 
 #[test]
 fn no_picture_takes_more_than_its_header_lets_expect() {
@@ -54,9 +48,9 @@ fn no_picture_takes_more_than_its_header_lets_expect() {
             libc::malloc_trim(0);
         }
         fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = status("VmRSS");
+        let before = own_memory("VmRSS");
         processor.prepare(draft).unwrap();
-        let took = status("VmHWM") - before;
+        let took = own_memory("VmHWM") - before;
         let pixels = f64::from(SIDE * SIDE);
         println!("{name}: {:.1} bytes a pixel of {:.1}", took as f64 / pixels, said as f64 / pixels);
         assert!(took <= said + (4 << 20), "{name}: {took} bytes, and {said} were said");

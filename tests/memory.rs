@@ -3,21 +3,17 @@
 //! The only test of its process, so that the process's peak is its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod common;
+
 use std::fs::{self, File};
 use std::io::Write;
 
+use common::process::own_memory;
 use serde_json::{Map, Value, json};
 use spatialscore::model::backbone::Config;
 use spatialscore::model::checkpoint::CheckpointFiles;
 use spatialscore::model::{Normalisation, RewardModel};
 use tch::{Device, Kind};
-
-/// A field of /proc/self/status, in bytes.
-fn status(field: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
-}
 
 #[test]
 fn loading_needs_less_than_a_gibibyte_beside_the_weights() {
@@ -56,11 +52,11 @@ fn loading_needs_less_than_a_gibibyte_beside_the_weights() {
     });
     fs::write(directory.path().join("reward_config.json"), reward.to_string()).unwrap();
 
-    let before = status("VmRSS");
+    let before = own_memory("VmRSS");
     let files = CheckpointFiles::open(directory.path().to_str().unwrap(), None, None).unwrap();
     let plain = Normalisation { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3] };
     let model = RewardModel::load(&files, plain, Device::Cpu, Kind::BFloat16).unwrap();
-    let beside = (status("VmHWM") - before).saturating_sub(end);
+    let beside = (own_memory("VmHWM") - before).saturating_sub(end);
     drop(model);
     println!("weights {} MiB, peak beside them {} MiB", end >> 20, beside >> 20);
     assert!(end > 3 << 29, "too small to tell: {end} bytes");

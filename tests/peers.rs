@@ -17,6 +17,7 @@ use futures::{StreamExt, stream};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -118,6 +119,60 @@ async fn a_stranger_has_few_calls_and_who_is_known_has_more() {
     assert_eq!(health(&raw).await, Code::Ok, "and its connection is none");
     watches.push(watch());
     assert!(timeout(Duration::from_millis(300), &mut watches[3]).await.is_err());
+}
+
+/// Begins so many health watches on one connection and waits for none.
+fn crowd(raw: &std::sync::Arc<Raw>, count: usize) -> JoinSet<()> {
+    let mut calls = JoinSet::new();
+    for _ in 0..count {
+        let raw = std::sync::Arc::clone(raw);
+        calls.spawn(async move {
+            let _ = raw.pieces(WATCH, &[], stream::iter([Bytes::from(framed(&[]))])).await;
+        });
+    }
+    calls
+}
+
+/// Those of strangers that were refused since they were too many.
+const CROWDED: &str = "spatialscore_calls_refused_total{reason=\"calls\"}";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_calls_is_refused_in_turn_and_not_all_at_once() {
+    let (server, _tokens) = server(&[("limits.max_refusals_per_second", "50")]).await;
+    let holder = Raw::connect(server.address).await;
+    let refused = growth();
+    let mut crowds = Vec::new();
+    for from in ["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"] {
+        let raw = std::sync::Arc::new(Raw::connect_from(from, server.address).await);
+        crowds.push((crowd(&raw, 1000), raw));
+    }
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        assert_eq!(score(&holder).await, Code::Ok);
+    }
+    // A second's worth at once, which is 100 for all; then what comes with a few pieces of each connection.
+    let refused = refused(CROWDED);
+    assert!((4.0..800.0).contains(&refused), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_calls_fills_no_log() {
+    let server = Server::serving();
+    let raw = std::sync::Arc::new(Raw::connect(server.address.parse().unwrap()).await);
+    let calls = crowd(&raw, 1000);
+    let refused = || {
+        let page = get(server.metrics_address(), "/metrics");
+        let count = page.lines().find_map(|line| line.strip_prefix(CROWDED)?.trim().parse::<u32>().ok());
+        count.unwrap_or_default()
+    };
+    until(|| refused() >= 500).await;
+    drop(calls);
+    server.signal("TERM");
+    let (code, lines) = server.end();
+    assert_eq!(code, Some(0));
+    let said = lines.lines().filter(|line| line.contains("strangers have too many calls open")).count();
+    assert!((1..=10).contains(&said), "{said} lines: {lines}");
+    assert!(lines.lines().count() < 60, "{lines}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

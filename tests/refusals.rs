@@ -26,7 +26,7 @@ use tonic::{Code, Request, Status};
 const GOOD: &str = "good-0123456789abcdef";
 const GREEDY: &str = "greedy-0123456789abcdef";
 /// Refusals of each sort.
-const MANY: usize = 4000;
+const MANY: usize = 10_000;
 
 type Client = SpatialScoreServiceClient<Channel>;
 
@@ -248,7 +248,7 @@ async fn a_connection_of_http_1_survives_its_refusals() {
         let status = response.status().as_u16();
         (status, response.into_body().collect().await.unwrap().to_bytes())
     };
-    for round in 0..MANY / 4 {
+    for round in 0..MANY / 3 {
         let refused = [
             post("unknown-0123456789abcdef", 100_000).await.0,
             post(GREEDY, 200_000).await.0,

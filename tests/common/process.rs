@@ -106,9 +106,7 @@ impl Server {
 
     /// A field of /proc/PID/status that is counted in memory, in bytes.
     pub fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+        memory_of(self.process.id(), field)
     }
 
     /// Has the peak of its memory (`VmHWM`) counted anew, and gives what it has now.
@@ -153,4 +151,16 @@ pub fn say(address: &str, head: &str, body: &[u8]) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// A field of /proc/PID/status that is counted in memory, in bytes.
+pub fn memory_of(process: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// The same of this process.
+pub fn own_memory(field: &str) -> u64 {
+    memory_of(std::process::id(), field)
 }

@@ -1,24 +1,15 @@
 //! What is no call of gRPC is refused as HTTP does, before anything looks at it as if it were one.
 
-use std::convert::Infallible;
-
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tonic::body::Body;
-use tower::{Service, ServiceExt, service_fn};
+use tower::{ServiceExt, service_fn};
+
+use crate::edge::layers::CallService;
 
 /// Calls of gRPC, as its protocol over HTTP/2 has them: POST, with a content type of its own.
-pub fn grpc_only<S>(
-    calls: S,
-) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
-+ Clone
-+ Send
-+ 'static
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+pub fn grpc_only(calls: impl CallService) -> impl CallService {
     service_fn(move |request: Request<Body>| {
         let calls = calls.clone();
         async move {

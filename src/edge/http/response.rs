@@ -1,6 +1,5 @@
 //! Refusals as HTTP says them. The layers and the handlers say them with a gRPC status; this is the last to touch them.
 
-use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use axum::body::Body as AxumBody;
@@ -14,9 +13,10 @@ use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use tower::{Service, ServiceExt, service_fn};
+use tower::{ServiceExt, service_fn};
 
 use crate::edge::grpc::{Handlers, of_call};
+use crate::edge::layers::CallService;
 use crate::edge::layers::http_path;
 use crate::error::ScoreError;
 use crate::request_context::Priority;
@@ -78,18 +78,7 @@ fn priority_of_path(uri: &mut Uri) -> Option<Priority> {
 /// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again, but no call for longer
 /// than `patience` in all: neither UniRL's client nor Flow-Factory's waits by itself for as long as it is told. One that
 /// was refused for a full queue has waited there already.
-pub fn translate<S>(
-    calls: S,
-    handlers: Handlers,
-    patience: Duration,
-) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
-+ Clone
-+ Send
-+ 'static
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+pub fn translate(calls: impl CallService, handlers: Handlers, patience: Duration) -> impl CallService {
     service_fn(move |mut request: Request<Body>| {
         let (calls, handlers) = (calls.clone(), handlers.clone());
         async move {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,6 +34,9 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The service that costs something.
 const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
 
+/// What whoever shows no token is told.
+const NO_TOKEN: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
+
 /// The methods whose calls have any number of messages.
 const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
 
@@ -47,6 +51,8 @@ struct Rules {
     message_timeout: Duration,
     in_flight: Arc<InFlight>,
     refusals: Refusals,
+    /// How many calls of strangers were turned away since they had too many.
+    turned_away: AtomicU64,
     /// How many calls each caller has open, those that cost scoring and others. Callers without any are left out.
     open: Mutex<HashMap<(Caller, bool), usize>>,
 }
@@ -85,8 +91,37 @@ impl Gate {
             message_timeout: limits.message_timeout,
             in_flight: InFlight::new(limits),
             refusals: Refusals::new(limits.max_refusals_per_second),
+            turned_away: AtomicU64::default(),
             open: Mutex::default(),
         }))
+    }
+
+    /// What a stranger is told that shows nothing and has as many calls open as it may. Its connection is not read until
+    /// the turn of one more such refusal.
+    pub(super) fn turn_away<B>(&self, request: &Request<B>) -> Option<Status> {
+        let rules = &self.0;
+        let peer = request.extensions().get::<Peer>()?;
+        if peer.is_known() || peer.calls().receiver_count() <= rules.max_stranger_calls {
+            return None;
+        }
+        let error = if is_health(request.uri().path()) {
+            ScoreError::TooManyCalls { limit: rules.max_stranger_calls }
+        } else if rules.tokens.is_some() && !request.headers().contains_key(header::AUTHORIZATION) {
+            ScoreError::Unauthenticated(NO_TOKEN)
+        } else {
+            return None;
+        };
+        // Who fills a connection would fill the log.
+        let count = rules.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::info!(
+                address = %peer.address(),
+                count,
+                "strangers have too many calls open; more are refused, and the next line comes at twice the count"
+            );
+        }
+        rules.refusals.pause(&by_address(peer), true, peer);
+        Some(of_call(&error))
     }
 
     /// Who calls, with its place; or why it may not, and whom that is said to. A stranger's call takes none, and its
@@ -95,8 +130,8 @@ impl Gate {
         let path = request.uri().path();
         let rules = &self.0;
         let peer = request.extensions().get::<Peer>();
-        let address = peer.map_or_else(Caller::default, |peer| Caller(Arc::from(peer.address().to_string())));
-        let health = path.starts_with(HEALTH) || path == http_path::HEALTH;
+        let address = peer.map_or_else(Caller::default, by_address);
+        let health = is_health(path);
         let caller = match &rules.tokens {
             Some(tokens) if !health => {
                 let tokens = Arc::clone(&tokens.borrow());
@@ -108,13 +143,8 @@ impl Gate {
             if !health {
                 peer.know();
             } else if !peer.is_known() {
-                let crowded = peer.calls().receiver_count() > rules.max_stranger_calls;
-                let limit = rules.max_stranger_calls;
-                return if crowded {
-                    Err((ScoreError::TooManyCalls { limit }, caller))
-                } else {
-                    Ok((caller, None))
-                };
+                // Who has too many was turned away.
+                return Ok((caller, None));
             }
         }
         let whose = (caller.clone(), is_scoring(path));
@@ -129,14 +159,23 @@ impl Gate {
     }
 }
 
+/// Whether nobody is asked who calls this path.
+fn is_health(path: &str) -> bool {
+    path.starts_with(HEALTH) || path == http_path::HEALTH
+}
+
 /// Whether calls of this path cost something.
 fn is_scoring(path: &str) -> bool {
     path.starts_with(SCORING) || [http_path::SCORE, http_path::COMPUTE].contains(&path)
 }
 
+/// Who is known by no more than the address.
+fn by_address(peer: &Peer) -> Caller {
+    Caller(Arc::from(peer.address().to_string()))
+}
+
 fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> {
-    const HOW: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
-    let value = headers.get(header::AUTHORIZATION).ok_or(ScoreError::Unauthenticated(HOW))?;
+    let value = headers.get(header::AUTHORIZATION).ok_or(ScoreError::Unauthenticated(NO_TOKEN))?;
     let behind = |scheme: &str| {
         let (named, rest) = value.as_bytes().split_at_checked(scheme.len())?;
         named.eq_ignore_ascii_case(scheme.as_bytes()).then(|| rest.trim_ascii())
@@ -144,7 +183,7 @@ fn by_token(tokens: &Tokens, headers: &HeaderMap) -> Result<Caller, ScoreError> 
     let caller = match (behind("bearer "), behind("basic ")) {
         (Some(token), _) => tokens.caller(token),
         (None, Some(credentials)) => by_credentials(tokens, credentials),
-        (None, None) => return Err(ScoreError::Unauthenticated(HOW)),
+        (None, None) => return Err(ScoreError::Unauthenticated(NO_TOKEN)),
     };
     caller.ok_or(ScoreError::Unauthenticated("this token is not known here"))
 }

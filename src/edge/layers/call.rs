@@ -242,7 +242,7 @@ fn with_brief_text<T>(frame: Frame<T>) -> Frame<T> {
 }
 
 /// The method of a path, of those there are, or over HTTP the path: what a caller makes up is no label.
-fn rpc(path: &str) -> &'static str {
+pub(super) fn rpc(path: &str) -> &'static str {
     if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
         return known;
     }

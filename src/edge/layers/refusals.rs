@@ -43,14 +43,18 @@ impl Refusals {
 
     /// Waits for the turn of one more refusal of this caller. A `stranger` waits for its turn among all others too.
     pub async fn turn(&self, caller: &Caller, stranger: bool, peer: Option<&Peer>) {
+        match peer {
+            Some(peer) if !peer.is_known() => self.pause(caller, stranger, peer),
+            _ => sleep_until(self.due(caller, stranger, Instant::now())).await,
+        }
+    }
+
+    /// One more refusal of this caller on a stranger's connection, which is not read until its turn.
+    pub fn pause(&self, caller: &Caller, stranger: bool, peer: &Peer) {
         let now = Instant::now();
         let due = self.due(caller, stranger, now);
-        if due <= now {
-            return;
-        }
-        match peer {
-            Some(peer) if !peer.is_known() => peer.pause(due.min(now + MOST_PAUSE)),
-            _ => sleep_until(due).await,
+        if due > now {
+            peer.pause(due.min(now + MOST_PAUSE));
         }
     }
 

@@ -13,6 +13,8 @@ use crate::edge::layers::peer::Peer;
 
 /// What is read of a stranger before others have their turn. What it begins meanwhile is bounded before more is read.
 const STRANGERS_SHARE: usize = 4 << 10;
+/// The same of one that has as many calls open as it may: a few calls, which are refused before more are read.
+const CROWDED_SHARE: usize = 512;
 /// How long an HTTP/1.1 connection that the server ends is read on for.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -21,6 +23,8 @@ const LINGER: Duration = Duration::from_secs(30);
 pub(super) struct Returning<I> {
     io: I,
     peer: Peer,
+    /// How many calls a stranger may have open.
+    crowd: usize,
     /// Runs while a stranger waits.
     pause: Option<Pin<Box<Sleep>>>,
     /// Whether something waits to be written.
@@ -30,8 +34,8 @@ pub(super) struct Returning<I> {
 }
 
 impl<I> Returning<I> {
-    pub(super) fn new(io: I, peer: Peer) -> Self {
-        Self { io, peer, pause: None, stuck: false, had_turn: false }
+    pub(super) fn new(io: I, peer: Peer, crowd: usize) -> Self {
+        Self { io, peer, crowd, pause: None, stuck: false, had_turn: false }
     }
 
     /// Notes whether a write got through. Whoever wanted to read meanwhile tries again.
@@ -68,7 +72,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Returning<I> {
             ready!(pause.as_mut().poll(context));
         }
         let mut share = [0; STRANGERS_SHARE];
-        let most = share.len().min(buffer.remaining());
+        let crowded = self.peer.calls().receiver_count() >= self.crowd;
+        let most = if crowded { CROWDED_SHARE } else { STRANGERS_SHARE }.min(buffer.remaining());
         let mut share = ReadBuf::new(share.split_at_mut(most).0);
         ready!(Pin::new(&mut self.io).poll_read(context, &mut share))?;
         self.had_turn = !share.filled().is_empty();

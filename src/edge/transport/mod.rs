@@ -8,13 +8,12 @@ mod metrics_port;
 mod read_on;
 mod slots;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, header};
+use http::{Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -26,13 +25,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 
 use crate::config::{Limits, ServerSettings, Settings};
 use crate::edge::auth::Followed;
+use crate::edge::layers::CallService;
 use crate::edge::layers::call::OpenCall;
 use crate::telemetry::CONNECTIONS;
 
@@ -47,8 +47,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest frame that a caller may send. Each is held whole before anything counts its bytes.
 const FRAME: u32 = 1 << 16;
-/// How long a stranger is not read that has more calls open than it may.
-const CROWDED_PAUSE: Duration = Duration::from_millis(50);
 /// The most that is read of an HTTP/1.1 connection before it is looked at.
 const HTTP1_BUFFER: usize = 1 << 16;
 /// How long a connection may take to say its first word, and a TLS handshake to end.
@@ -104,16 +102,13 @@ impl Protocol {
 
 /// Serves a port's connections until `close` turns true, then lets each end once its calls have. Dropping the future
 /// cuts them.
-pub async fn serve<S>(
+pub async fn serve(
     wire: Arc<Wire>,
     protocol: Protocol,
     listener: TcpListener,
-    service: S,
+    service: impl CallService,
     close: watch::Receiver<bool>,
-) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
+) {
     let mut connections = JoinSet::new();
     let mut closed = pin!(told(close.clone()));
     loop {
@@ -179,11 +174,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run<S>(self, stream: TcpStream, service: S)
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-    {
+    async fn run(self, stream: TcpStream, service: impl CallService) {
         let peer = self.address;
         // Answers are small and awaited.
         let _ = stream.set_nodelay(true);
@@ -209,22 +200,16 @@ impl Connection {
         }
     }
 
-    async fn serve<I, S>(self, io: I, service: S)
+    async fn serve<I>(self, io: I, service: impl CallService)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-        S::Future: Send + 'static,
     {
         let peer = self.taken.slot().peer.clone();
         let (most, crowd) = (self.wire.max_message_bytes, self.wire.max_stranger_calls);
-        let io = Returning::new(io, peer.clone());
+        let io = Returning::new(io, peer.clone(), crowd);
         let answer = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(OpenCall::on(peer.calls()));
             request.extensions_mut().insert(peer.clone());
-            // They are refused, which takes its time. Until then no more of them are begun.
-            if !peer.is_known() && peer.calls().receiver_count() > crowd {
-                peer.pause(Instant::now() + CROWDED_PAUSE);
-            }
             let waits = request.headers().contains_key(header::EXPECT);
             service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, waits))))
         });
