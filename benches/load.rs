@@ -76,7 +76,7 @@ impl Target {
         let request = |file: &Bytes| {
             let source = proto::image::Source::Encoded(file.clone());
             let image = Some(proto::Image { source: Some(source) });
-            let items = vec![proto::ScoreItem { prompt: None, image }];
+            let items = vec![proto::ScoreItem { image, ..Default::default() }];
             proto::ScoreRequest { prompt: Some(prompt.clone()), items, ..Default::default() }
         };
         let requests = Arc::new(files.iter().map(request).collect::<Vec<_>>());

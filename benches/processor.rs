@@ -10,7 +10,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::RewardConfig;
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 
 const SIDE: u32 = 1024;

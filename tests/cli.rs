@@ -234,7 +234,8 @@ async fn held_up(server: &Server) -> impl Sized + use<> {
         tonic::transport::Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
     // A client's connection stays while a call's items have not ended.
     let (hold, ended) = tokio::sync::oneshot::channel::<()>();
-    let items = stream::iter((0..3).map(|shade| stream_item("x", shade)));
+    // So many that they are never all answered at once: answers that are ready together go as one.
+    let items = stream::iter((0..48).map(|shade| stream_item("x", shade)));
     let items = items.chain(stream::once(ended).filter_map(async |_| None));
     let mut client = SpatialScoreServiceClient::new(endpoint.connect().await.unwrap());
     let answers = client.score_stream(items).await.unwrap();

@@ -11,7 +11,8 @@ use std::fs;
 use common::checkpoint;
 use common::large::{jpeg, png, webp};
 use common::process::own_memory;
-use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::RewardConfig;
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 
 #[test]

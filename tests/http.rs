@@ -158,7 +158,7 @@ async fn the_program_answers_over_http_what_it_answers_over_grpc() {
         .results
         .iter()
         .map(|result| match &result.outcome {
-            Some(proto::score_result::Outcome::Score(score)) => *score,
+            Some(proto::score_result::Outcome::Score(score)) => score.clone(),
             other => panic!("{other:?}"),
         })
         .collect();

@@ -7,7 +7,8 @@ mod golden;
 use std::collections::BTreeMap;
 
 use golden::{Case, Item};
-use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::RewardConfig;
 use spatialscore::model::{RewardModel, Sample, Scorer};
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use tch::{Device, Kind};
@@ -96,14 +97,14 @@ fn a_score_does_not_depend_on_its_neighbours() {
         }
         let (_, mut model) = load(&case, Kind::Float);
         let samples = mixed(&case, 32);
-        let alone: Vec<_> = samples.iter().map(|s| model.score(&[s]).unwrap()[0]).collect();
+        let alone: Vec<_> = samples.iter().map(|s| model.score(&[s]).unwrap()[0].clone()).collect();
         let forward: Vec<&Sample> = samples.iter().collect();
         let backward: Vec<&Sample> = samples.iter().rev().collect();
         let together = model.score(&forward).unwrap();
         let mut reversed = model.score(&backward).unwrap();
         reversed.reverse();
         for (n, alone) in alone.iter().enumerate() {
-            for other in [together[n], reversed[n]] {
+            for other in [&together[n], &reversed[n]] {
                 let places =
                     [(alone.mean, other.mean), (alone.stddev.unwrap_or(0.0), other.stddev.unwrap_or(0.0))];
                 for (a, b) in places {
@@ -130,7 +131,7 @@ fn from_file_and_prompt_to_score_as_the_reference() {
             if references.iter().chain([image]).any(|path| path.extension().is_none_or(|e| e != "png")) {
                 continue;
             }
-            let score = model.score(&[&prepare(&case, &processor, item)]).unwrap()[0];
+            let score = model.score(&[&prepare(&case, &processor, item)]).unwrap().remove(0);
             for (ours, stage) in [(Some(score.mean), "mean"), (score.stddev, "stddev")] {
                 let theirs = case.score(item, stage);
                 if stage == "stddev" && case.score(item, "mean").is_some() && case.sample(item).is_none() {

@@ -137,7 +137,7 @@ fn crowd(raw: &std::sync::Arc<Raw>, count: usize) -> JoinSet<()> {
 const CROWDED: &str = "spatialscore_calls_refused_total{reason=\"calls\"}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crowd_of_calls_is_refused_in_turn_and_not_all_at_once() {
+async fn who_shows_a_token_is_served_beside_crowds_that_are_refused() {
     let (server, _tokens) = server(&[("limits.max_refusals_per_second", "50")]).await;
     let holder = Raw::connect(server.address).await;
     let refused = growth();
@@ -150,9 +150,8 @@ async fn a_crowd_of_calls_is_refused_in_turn_and_not_all_at_once() {
     while start.elapsed() < Duration::from_secs(3) {
         assert_eq!(score(&holder).await, Code::Ok);
     }
-    // A second's worth at once, which is 100 for all; then what comes with a few pieces of each connection.
     let refused = refused(CROWDED);
-    assert!((4.0..800.0).contains(&refused), "{refused}");
+    assert!(refused >= 100.0, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

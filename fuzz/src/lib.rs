@@ -8,10 +8,11 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use prost::Message;
-use spatialscore::model::Blueprint;
-use spatialscore::model::checkpoint::{CheckpointFiles, RewardConfig};
-use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use spatialscore::edge::proto;
+use spatialscore::model::Blueprint;
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::RewardConfig;
+use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use tch::{Device, Kind};
 
 /// Small, so that an input costs little, and every one of them can be met.
@@ -21,6 +22,7 @@ const LIMITS: ProcessorLimits = ProcessorLimits {
     max_item_tokens: 4096,
     max_prompt_tokens: 2048,
     max_image_bytes: 1 << 16,
+    max_questions: 64,
 };
 
 static PROCESSOR: LazyLock<Processor> = LazyLock::new(|| {

@@ -1,7 +1,6 @@
 //! `spatialscore inspect`: what a checkpoint is, what it costs, what is wrong with it.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bytes::Bytes;
@@ -13,9 +12,8 @@ use super::fail;
 use crate::config::{Settings, Sources};
 use crate::engine::{Examination, LoadError};
 use crate::model::backbone::{Config, Family};
-use crate::model::checkpoint::{
-    BUILT_IN_NAME, CheckpointError, CheckpointFiles, Output, Positions, RewardToken,
-};
+use crate::model::checkpoint::{BUILT_IN_NAME, CheckpointError};
+use crate::model::profile::{self, Output, Positions, RewardToken};
 use crate::processor::{Picture, Processor, ProcessorLimits};
 
 /// What a forward needs beside the model.
@@ -49,9 +47,10 @@ pub struct Arguments {
     /// The branch, tag or commit of a hub id.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Stands in place of the checkpoint's reward_config.json.
-    #[arg(long, value_name = "FILE")]
-    reward_config: Option<PathBuf>,
+    /// How its reward is read: a profile that ships, such as hpsv3 or vqascore, or a file in place of the checkpoint's
+    /// reward_config.json.
+    #[arg(long, value_name = "NAME|FILE", visible_alias = "reward-config")]
+    profile: Option<String>,
     /// Read the headers only: weights that are not finite, and scores that are not, go unseen.
     #[arg(long)]
     headers_only: bool,
@@ -69,6 +68,13 @@ struct Report {
     positions: Positions,
     reward_token: RewardToken,
     output: Output,
+    /// What the reward is read by: a profile that ships, or a file.
+    profile: String,
+    /// Why that.
+    profile_reason: &'static str,
+    /// Where that is from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<String>,
     parameters: i64,
@@ -117,11 +123,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn examine(arguments: &Arguments) -> Result<Report, LoadError> {
-    let files = CheckpointFiles::open(
-        &arguments.checkpoint,
-        arguments.revision.as_deref(),
-        arguments.reward_config.as_deref(),
-    )?;
+    let files =
+        profile::open(&arguments.checkpoint, arguments.revision.as_deref(), arguments.profile.as_deref())?;
     let limits = Settings::load(&Sources::default()).map_err(|e| LoadError::Limits(e.to_string()))?.limits;
     let examination = Examination::of(&files, ProcessorLimits::from(&limits))?;
     let mut faults: Vec<String> = examination.faults.iter().map(ToString::to_string).collect();
@@ -137,6 +140,9 @@ fn examine(arguments: &Arguments) -> Result<Report, LoadError> {
         positions: reward.positions,
         reward_token: reward.reward_token,
         output: reward.output,
+        profile: files.profile(),
+        profile_reason: files.profile_reason(),
+        source: reward.source,
         notice: reward.notice,
         parameters,
         vocabulary: blueprint.vocabulary().unwrap_or_default(),
@@ -243,6 +249,10 @@ impl Report {
             "  reward        {:?}, read at the {:?} token, positions {:?}",
             self.output, self.reward_token, self.positions
         )?;
+        writeln!(out, "  profile       {}: {}", self.profile, self.profile_reason)?;
+        if let Some(source) = &self.source {
+            writeln!(out, "  its source    {source}")?;
+        }
         writeln!(out, "  parameters    {}, vocabulary of {} rows", self.parameters, self.vocabulary)?;
         let formats = self.formats_on_disk.join(", ");
         writeln!(out, "  on disk       {} in {formats}", mib(self.bytes_on_disk as f64))?;

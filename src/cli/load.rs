@@ -189,6 +189,7 @@ impl Work {
         let item = |(place, picture): (usize, &Bytes)| proto::ScoreItem {
             prompt: Some(format!("{PROMPT} Take {step}-{caller}-{call}-{place} of {}.", std::process::id())),
             image: Some(proto::Image { source: Some(proto::image::Source::Encoded(picture.clone())) }),
+            ..Default::default()
         };
         let items = self.pictures.iter().cycle().take(self.group).enumerate().map(item).collect();
         proto::ScoreRequest { prompt: None, items, priority: self.priority.into() }

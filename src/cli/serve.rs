@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,6 +11,8 @@ use clap::Args;
 use super::{USAGE, fail, signals};
 use crate::config::{Settings, Sources};
 use crate::edge::auth;
+use crate::files;
+use crate::model::profile;
 use crate::process;
 use crate::server::{self, Listeners, ServerError};
 use crate::telemetry;
@@ -86,9 +88,10 @@ pub struct Arguments {
     /// The branch, tag or commit of a hub id [model.revision; default: main].
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Stands in place of the checkpoint's reward_config.json [model.reward_config].
-    #[arg(long, value_name = "FILE")]
-    reward_config: Option<String>,
+    /// How its reward is read: a profile that ships, such as hpsv3 or vqascore, or a file in place of the checkpoint's
+    /// reward_config.json [model.reward_config].
+    #[arg(long, value_name = "NAME|FILE", visible_alias = "reward-config")]
+    profile: Option<String>,
     /// auto, cpu, or cuda:N, several separated by commas [model.device; default: auto].
     #[arg(long, value_name = "DEVICES")]
     device: Option<String>,
@@ -134,7 +137,7 @@ impl Arguments {
             ("metrics.listen", self.metrics_listen),
             ("model.checkpoint", self.checkpoint),
             ("model.revision", self.revision),
-            ("model.reward_config", self.reward_config),
+            ("model.reward_config", self.profile),
             ("model.device", self.device),
             ("model.dtype", self.dtype),
             ("model.threads", self.threads),
@@ -156,7 +159,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         print!("{}", crate::config::EXAMPLE);
         return ExitCode::SUCCESS;
     }
-    let settings = match Settings::load_with(&arguments.sources(), auth::file_faults) {
+    let settings = match Settings::load_with(&arguments.sources(), file_faults) {
         Ok(settings) => settings,
         Err(faults) => return fail(USAGE, &format!("these settings are wrong:\n{faults}")),
     };
@@ -187,6 +190,21 @@ pub fn run(arguments: Arguments) -> ExitCode {
             signals::leave(1)
         }
     }
+}
+
+/// What is wrong with the files that settings name, by the setting's name.
+fn file_faults(settings: &Settings) -> Vec<(&'static str, String)> {
+    let mut faults = auth::file_faults(settings);
+    if let Some(profile) = settings.model.profile.as_deref().filter(|name| profile::shipped(name).is_none())
+        && let Err(error) = files::read(Path::new(profile))
+    {
+        let names: Vec<&str> = profile::names().collect();
+        faults.push((
+            "model.reward_config",
+            format!("the file {error}; the profiles that ship are {}", names.join(", ")),
+        ));
+    }
+    faults
 }
 
 async fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {

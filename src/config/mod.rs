@@ -12,7 +12,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::device::{Devices, Dtype};
-use crate::files;
 
 use reader::Reader;
 
@@ -118,8 +117,8 @@ pub struct ModelSettings {
     pub checkpoint: String,
     /// The revision of a hub id.
     pub revision: Option<String>,
-    /// What stands in place of the checkpoint's `reward_config.json`.
-    pub reward_config: Option<PathBuf>,
+    /// What its reward is read by, in place of its own `reward_config.json`: a profile that ships, or a file.
+    pub profile: Option<String>,
     /// Where it runs.
     pub device: Devices,
     /// Its number format.
@@ -153,6 +152,8 @@ pub struct Limits {
     pub max_image_bytes: usize,
     /// Calls of one caller at once.
     pub max_calls_per_caller: usize,
+    /// Questions of one item.
+    pub max_questions_per_item: usize,
     /// Calls at once on a connection that has not shown whose it is.
     pub max_stranger_calls: usize,
     /// Refusals of one caller in a second.
@@ -279,7 +280,7 @@ impl Settings {
             model: ModelSettings {
                 checkpoint: r.text("model.checkpoint"),
                 revision: Some(r.text("model.revision")).filter(|s| !s.is_empty()),
-                reward_config: r.path("model.reward_config"),
+                profile: Some(r.text("model.reward_config")).filter(|s| !s.is_empty()),
                 device: r.parse("model.device", Devices::FORMS, Devices::Auto),
                 dtype: r.parse("model.dtype", Dtype::FORMS, Dtype::Auto),
                 threads: r.threads("model.threads"),
@@ -306,6 +307,7 @@ impl Settings {
                 max_prompt_tokens: r.number("limits.max_prompt_tokens", 1..=MOST_TOKENS),
                 max_image_bytes: r.number("limits.max_image_bytes", 1..=1 << 30),
                 max_calls_per_caller: r.number("limits.max_calls_per_caller", 1..=1 << 20),
+                max_questions_per_item: r.number("limits.max_questions_per_item", 1..=1 << 16),
                 max_stranger_calls: r.number("limits.max_stranger_calls", 1..=1 << 20),
                 max_refusals_per_second: r.number("limits.max_refusals_per_second", 1..=1 << 20),
                 message_timeout: Duration::from_secs(r.number("limits.message_timeout_seconds", 1..=86400)),
@@ -358,9 +360,6 @@ impl Settings {
                      or say --allow-anonymous (server.allow_anonymous = true)",
                 );
             }
-        }
-        if let Some(Err(error)) = self.model.reward_config.as_deref().map(files::read) {
-            r.fault("model.reward_config", format!("the file {error}"));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{LoadError, Loaded, MakeScorer, ModelInfo, SelfTest};
 use crate::config::Settings;
 use crate::device;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
-use crate::model::{Blueprint, Normalisation, RewardModel};
+use crate::model::{Blueprint, Reading, RewardModel, profile};
 use crate::processor::{Processor, ProcessorLimits};
 
 /// What a checkpoint's settings and the headers of its weights show.
@@ -74,7 +74,7 @@ impl Examination {
     pub fn rehearse(self) -> Result<Option<String>, LoadError> {
         let (blueprint, processor) = self.accept()?;
         let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
-        let run = || test.run(&mut RewardModel::build(blueprint, processor.normalisation())?);
+        let run = || test.run(&mut RewardModel::build(blueprint, processor.reading())?);
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))
     }
 
@@ -98,8 +98,7 @@ pub fn load(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
         model_type: String,
     }
     let model = &settings.model;
-    let files =
-        CheckpointFiles::open(&model.checkpoint, model.revision.as_deref(), model.reward_config.as_deref())?;
+    let files = profile::open(&model.checkpoint, model.revision.as_deref(), model.profile.as_deref())?;
     let (blueprint, processor) =
         Examination::of(&files, ProcessorLimits::from(&settings.limits))?.accept()?;
     let reward = blueprint.reward;
@@ -113,12 +112,16 @@ pub fn load(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
         dtype: kinds.join(","),
         devices: devices.iter().copied().map(device::name).collect(),
         output: reward.output,
+        profile: files.profile(),
+        pictures: reward.pictures,
+        components: reward.components(),
+        takes_questions: reward.takes_questions(),
         notice: reward.notice.unwrap_or_default(),
     };
     let files = Arc::new(files);
     let make = |device| {
         let kind = model.dtype.on(device);
-        make_model(Arc::clone(&files), processor.normalisation(), device, kind, model.threads)
+        make_model(Arc::clone(&files), processor.reading(), device, kind, model.threads)
     };
     let workers = devices.into_iter().map(make).collect();
     Ok(Loaded { info, processor, workers })
@@ -126,7 +129,7 @@ pub fn load(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
 
 fn make_model(
     files: Arc<CheckpointFiles>,
-    normalisation: Normalisation,
+    reading: Reading,
     device: Device,
     kind: Kind,
     threads: Option<usize>,
@@ -137,6 +140,6 @@ fn make_model(
             // OpenMP keeps the number per thread, so it is set on the thread that will compute.
             tch::set_num_threads(threads);
         }
-        Ok(RewardModel::load(&files, normalisation, device, kind)?)
+        Ok(RewardModel::load(&files, reading.clone(), device, kind)?)
     })
 }

@@ -18,9 +18,10 @@ use tracing::Span;
 use crate::config::{Limits, Settings};
 use crate::device::NoDevice;
 use crate::error::ScoreError;
-use crate::model::checkpoint::{CheckpointError, Output};
+use crate::model::checkpoint::CheckpointError;
+use crate::model::profile::Output;
 use crate::model::{Sample, Score, Scorer};
-use crate::processor::{Draft, Picture, Processor};
+use crate::processor::{Draft, Item, Processor};
 use crate::request_context::Claim;
 use crate::scheduler::worker::{self, Post};
 use crate::scheduler::{Job, Permit, Queue, Scored};
@@ -48,8 +49,16 @@ pub struct ModelInfo {
     pub dtype: String,
     /// Where it runs, one name per worker.
     pub devices: Vec<String>,
-    /// What its head gives.
+    /// What it gives.
     pub output: Output,
+    /// What its reward is read by: the name of the profile that ships, or the file that says it.
+    pub profile: String,
+    /// How many pictures an item has, the judged one among them.
+    pub pictures: usize,
+    /// The names of a score's components, where its profile has several passes.
+    pub components: Vec<String>,
+    /// Whether an item may ask questions of its own.
+    pub takes_questions: bool,
     /// What its makers want its callers to know; before it, what the self-test found.
     pub notice: String,
 }
@@ -107,6 +116,8 @@ impl LoadError {
 /// Calls hold it for as long as they need it; once the last has let go it tells [`Lifeline::released`].
 pub struct Engine {
     info: ModelInfo,
+    /// The names of a score's components, where the item asks no questions.
+    components: Arc<[String]>,
     limits: Limits,
     processor: Arc<Processor>,
     /// Reads headers and tokenises, so that a refusal never waits for another's pixels.
@@ -137,6 +148,7 @@ pub struct Lifeline {
 #[derive(Debug)]
 pub struct Admitted {
     draft: Draft,
+    components: Arc<[String]>,
     took: Duration,
 }
 
@@ -148,10 +160,12 @@ impl Admitted {
 }
 
 /// An item's score and where its time went.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Answer {
     /// The score, with its time in the queue and on the device.
     pub scored: Scored,
+    /// The names of the score's components, in order.
+    pub components: Arc<[String]>,
     /// Decoding, resizing and tokenising, the wait for a thread included.
     pub preprocess: Duration,
 }
@@ -217,6 +231,7 @@ impl Engine {
         let mut seed = blake3::Hasher::new();
         seed.update(info.revision.as_bytes()).update(&[0]);
         let engine = Self {
+            components: info.components.iter().cloned().collect(),
             info,
             limits: settings.limits.clone(),
             processor,
@@ -274,17 +289,17 @@ impl Engine {
     ///
     /// # Errors
     /// The item can never be scored; or its caller left.
-    pub async fn admit(
-        &self,
-        prompt: Arc<str>,
-        picture: Picture,
-        claim: &Claim,
-    ) -> Result<Admitted, ScoreError> {
+    pub async fn admit(&self, item: Item, claim: &Claim) -> Result<Admitted, ScoreError> {
         let start = Instant::now();
         let processor = Arc::clone(&self.processor);
-        let cost = Cost { time: 1, memory: 0 };
-        let draft = self.admission.run(claim, cost, move || processor.admit(&prompt, picture)).await?;
-        Ok(Admitted { draft, took: start.elapsed() })
+        // Each question is tokenised with its conversation.
+        let cost = Cost { time: item.questions.len().max(1), memory: 0 };
+        let components = match item.questions.as_slice() {
+            [] => Arc::clone(&self.components),
+            questions => questions.iter().map(|question| question.text.clone()).collect(),
+        };
+        let draft = self.admission.run(claim, cost, move || processor.admit_item(item)).await?;
+        Ok(Admitted { draft, components, took: start.elapsed() })
     }
 
     /// Prepares an admitted item on the pool, hands it to the workers, and waits for its score. An item that is known
@@ -295,7 +310,7 @@ impl Engine {
     /// # Errors
     /// Why there is no score.
     pub async fn score(&self, item: Admitted, permit: Permit, claim: &Claim) -> Result<Answer, ScoreError> {
-        let Admitted { mut draft, took: mut preprocess } = item;
+        let Admitted { mut draft, components, took: mut preprocess } = item;
         let mut key = None;
         loop {
             let start = Instant::now();
@@ -304,16 +319,16 @@ impl Engine {
             match step {
                 Step::Known(score) => {
                     let scored = Scored { score, queue: Duration::ZERO, inference: Duration::ZERO };
-                    return Ok(Answer { scored, preprocess });
+                    return Ok(Answer { scored, components, preprocess });
                 }
                 Step::Lead(sample, lead) => {
                     let outcome = self.forward(sample, permit, claim).await;
                     lead.finish(&outcome);
-                    return Ok(Answer { scored: outcome?, preprocess });
+                    return Ok(Answer { scored: outcome?, components, preprocess });
                 }
                 Step::Follow(back, its_key, follow) => {
                     if let Some(outcome) = self.unless_stopped(follow.outcome()).await? {
-                        return Ok(Answer { scored: outcome?, preprocess });
+                        return Ok(Answer { scored: outcome?, components, preprocess });
                     }
                     // Who computed it gave up. The place in the queue has been kept for this.
                     (draft, key) = (back, Some(its_key));

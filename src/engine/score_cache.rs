@@ -66,7 +66,7 @@ impl Results {
         let mut state = self.lock();
         if let Some(score) = state.known.get(&key) {
             counter!(CACHE_HITS, "from" => "memory").increment(1);
-            return Lookup::Known(*score);
+            return Lookup::Known(score.clone());
         }
         if let Some(flight) = state.flights.get(&key) {
             return Lookup::Follow(Follow(flight.clone()));
@@ -89,7 +89,7 @@ impl Lead {
         match outcome {
             Ok(scored) if self.results.capacity > 0 => {
                 let mut state = self.results.lock();
-                state.known.put(self.key, scored.score);
+                state.known.put(self.key, scored.score.clone());
                 if state.known.len() > self.results.capacity {
                     state.known.pop_lru();
                 }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn scored(mean: f32) -> Outcome {
-        let score = Score { mean, stddev: None };
+        let score = Score { mean, ..Score::default() };
         Ok(Scored { score, queue: Duration::ZERO, inference: Duration::ZERO })
     }
 

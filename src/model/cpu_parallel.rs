@@ -87,7 +87,7 @@ mod tests {
     use crate::model::Patches;
 
     fn sample(rows: usize, columns: usize) -> Sample {
-        Sample { input_ids: Vec::new(), pictures: vec![Patches { rows, columns, pixels: Vec::new() }] }
+        Sample { pictures: vec![Patches { rows, columns, pixels: Vec::new() }], ..Sample::default() }
     }
 
     #[test]

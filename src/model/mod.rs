@@ -8,11 +8,12 @@ pub mod backbone;
 pub mod checkpoint;
 mod cpu_parallel;
 mod layers;
+pub mod profile;
 pub mod readout;
 mod reward_model;
 mod sample;
 mod scorer;
 
 pub use reward_model::{Blueprint, RewardModel};
-pub use sample::{Normalisation, Patches, Sample, Score};
+pub use sample::{AnswerIds, Branch, Component, Normalisation, Patches, Reading, Sample, Score};
 pub use scorer::{ModelError, Scorer};

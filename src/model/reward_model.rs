@@ -4,12 +4,11 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::backbone::{Activations, Backbone, Batch, Config, Shape, canonical_name};
-use super::checkpoint::{
-    CheckpointError, CheckpointFiles, Fault, Output, Positions, RewardConfig, RewardToken, Weights,
-};
+use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, Weights};
 use super::cpu_parallel::Lanes;
-use super::readout::regression::{RewardHead, expected_tensors};
-use super::{ModelError, Normalisation, Sample, Score, Scorer};
+use super::profile::{Output, Positions, RewardConfig};
+use super::readout::{LM_HEAD, Readout, Reads, expected_tensors};
+use super::{ModelError, Reading, Sample, Score, Scorer};
 
 /// The weight that has a row for every token.
 const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
@@ -20,7 +19,7 @@ const ROUNDING: f32 = 1e-5;
 #[derive(Debug)]
 pub struct RewardModel {
     backbone: Backbone,
-    head: RewardHead,
+    readout: Readout,
     /// On the CPU.
     lanes: Option<Lanes>,
 }
@@ -47,11 +46,16 @@ impl Blueprint {
         let config = Config::from_json(&files.require_json::<Value>("config.json")?)
             .map_err(|reason| CheckpointError::invalid("config.json", reason))?;
         let reward = RewardConfig::load(files)?;
-        let mut weights = Weights::open(files, canonical_name, device, kind)?;
+        let has_output_layer = reward.reads_answers() && !config.ties_embeddings;
+        let canonical = |key: &str| match key {
+            LM_HEAD if has_output_layer => Some(LM_HEAD.to_owned()),
+            key => canonical_name(key),
+        };
+        let mut weights = Weights::open(files, canonical, device, kind)?;
         if config.ties_embeddings && weights.inventory().shape(EMBEDDINGS).is_none() {
             // One tensor under two names, of which a file may hold either.
             let tied = |key: &str| match key {
-                "lm_head.weight" => Some(EMBEDDINGS.to_owned()),
+                LM_HEAD => Some(EMBEDDINGS.to_owned()),
                 key => canonical_name(key),
             };
             weights = Weights::open(files, tied, device, kind)?;
@@ -82,7 +86,7 @@ impl Blueprint {
         }
         let mut expected = config.tensors(rows);
         expected.extend(
-            expected_tensors(inventory, config.text.hidden_size, reward.output)
+            expected_tensors(inventory, &reward, config.text.hidden_size, rows, config.ties_embeddings)
                 .map_err(|reason| CheckpointError::invalid("model.safetensors", reason))?,
         );
         let faults = inventory.compare(&expected);
@@ -102,17 +106,8 @@ impl Blueprint {
     pub fn random(shape: Shape, device: Device, kind: Kind) -> Result<Self, CheckpointError> {
         let (config, vocabulary) =
             shape.config().map_err(|reason| CheckpointError::invalid("random weights", reason))?;
-        let reward = RewardConfig {
-            instruction: "{prompt}".into(),
-            reward_token: RewardToken::Last,
-            special_token: None,
-            positions: Positions::Mrope,
-            min_pixels: None,
-            max_pixels: None,
-            output: Output::Gaussian,
-            notice: None,
-            pictures: 1,
-        };
+        let reward =
+            RewardConfig { positions: Positions::Mrope, ..RewardConfig::plain("{prompt}", Output::Gaussian) };
         let mut tensors = config.tensors(vocabulary);
         tensors.push(("rm_head.weight".into(), vec![2, config.text.hidden_size]));
         let weights = Weights::random(tensors, device, kind);
@@ -127,31 +122,34 @@ impl RewardModel {
     /// Anything that is missing, unexpected, misshapen, truncated or not finite. There is no half-loaded model.
     pub fn load(
         files: &CheckpointFiles,
-        normalisation: Normalisation,
+        reading: impl Into<Reading>,
         device: Device,
         kind: Kind,
     ) -> Result<Self, CheckpointError> {
-        Self::build(Blueprint::open(files, device, kind)?, normalisation)
+        Self::build(Blueprint::open(files, device, kind)?, reading)
     }
 
     /// Loads what a blueprint describes.
     ///
     /// # Errors
     /// As [`RewardModel::load`].
-    pub fn build(blueprint: Blueprint, normalisation: Normalisation) -> Result<Self, CheckpointError> {
+    pub fn build(blueprint: Blueprint, reading: impl Into<Reading>) -> Result<Self, CheckpointError> {
         let _no_grad = no_grad_guard();
         let Blueprint { config, reward, mut weights, faults } = blueprint;
         if !faults.is_empty() {
             return Err(CheckpointError::Tensors(faults));
         }
+        let Reading { normalisation, answers } = reading.into();
+        let tied = config.ties_embeddings;
         let backbone = Backbone::load(&mut weights, config, reward.positions, normalisation)?;
-        let head = RewardHead::load(&mut weights, reward.output)?;
+        let embeddings = tied.then(|| backbone.embeddings());
+        let readout = Readout::load(&mut weights, &reward, answers.as_ref(), embeddings)?;
         let lanes = match backbone.device() {
             Device::Cpu => Some(Lanes::new().map_err(|e| CheckpointError::io("a thread", e))?),
             _ => None,
         };
         match weights.untaken().first() {
-            None => Ok(Self { backbone, head, lanes }),
+            None => Ok(Self { backbone, readout, lanes }),
             Some(name) => {
                 Err(CheckpointError::invalid("model.safetensors", format!("{name} was never read")))
             }
@@ -167,20 +165,32 @@ impl RewardModel {
         let _no_grad = no_grad_guard();
         let mut activations = Activations::keep();
         let hidden = self.backbone.forward(&[sample], &mut activations)?;
-        activations.see("head", || self.head.forward(&hidden));
+        let reads = self.readout.stage(&[sample], self.backbone.device());
+        activations.see("head", || self.readout.forward(&hidden, &reads));
         Ok(activations.into_stages())
     }
 }
 
-/// The head's columns, `[samples, columns]`, which the device may still compute.
+/// Samples as the model reads them, in parts that run side by side.
 #[derive(Debug)]
-pub struct Running(Tensor);
+pub struct Staged {
+    parts: Vec<(Batch, Reads)>,
+    /// How many branches each sample has.
+    branches: Vec<usize>,
+}
+
+/// What is read, `[readings, columns]`, which the device may still compute.
+#[derive(Debug)]
+pub struct Running {
+    columns: Tensor,
+    branches: Vec<usize>,
+}
 
 impl RewardModel {
-    fn run(&self, parts: Vec<Batch>) -> Tensor {
-        let columns = |model: &Self, part: Batch| {
+    fn run(&self, parts: Vec<(Batch, Reads)>) -> Tensor {
+        let columns = |model: &Self, (part, reads): (Batch, Reads)| {
             let _no_grad = no_grad_guard();
-            model.head.forward(&model.backbone.run(&part, &mut Activations::default()))
+            model.readout.forward(&model.backbone.run(&part, &mut Activations::default()), &reads)
         };
         let columns = match &self.lanes {
             Some(lanes) => lanes.run(self, parts, columns),
@@ -191,23 +201,28 @@ impl RewardModel {
 }
 
 impl Scorer for RewardModel {
-    type Staged = Vec<Batch>;
+    type Staged = Staged;
     type Running = Running;
 
-    fn stage(&mut self, samples: &[&Sample]) -> Result<Vec<Batch>, ModelError> {
+    fn stage(&mut self, samples: &[&Sample]) -> Result<Staged, ModelError> {
         let _no_grad = no_grad_guard();
         // The whole of it, or in parts that run side by side.
         let parts = if self.lanes.is_some() { Lanes::split(samples) } else { vec![samples] };
-        parts.into_iter().map(|part| self.backbone.stage(part)).collect()
+        let device = self.backbone.device();
+        let stage = |part: &[&Sample]| Ok((self.backbone.stage(part)?, self.readout.stage(part, device)));
+        Ok(Staged {
+            parts: parts.into_iter().map(stage).collect::<Result<_, ModelError>>()?,
+            branches: samples.iter().map(|sample| sample.branches.len()).collect(),
+        })
     }
 
-    fn launch(&mut self, parts: Vec<Batch>) -> Result<Running, ModelError> {
-        Ok(Running(self.run(parts)))
+    fn launch(&mut self, Staged { parts, branches }: Staged) -> Result<Running, ModelError> {
+        Ok(Running { columns: self.run(parts), branches })
     }
 
-    fn collect(&mut self, Running(columns): Running) -> Result<Vec<Score>, ModelError> {
+    fn collect(&mut self, Running { columns, branches }: Running) -> Result<Vec<Score>, ModelError> {
         let _no_grad = no_grad_guard();
-        Ok(self.head.scores(&columns)?)
+        Ok(self.readout.scores(&columns, &branches)?)
     }
 
     fn self_test(&mut self, samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {

@@ -8,7 +8,8 @@ use super::image::Geometry;
 use crate::model::Normalisation;
 use crate::model::backbone::Config;
 use crate::model::checkpoint::python_json::{is_falsy, number, one_of, quote, whole};
-use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
+use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
+use crate::model::profile::RewardConfig;
 
 const MODEL: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
@@ -73,7 +74,13 @@ impl PictureConfig {
             ));
         }
         Ok(Self {
-            geometry: Geometry { patch, merge, min_pixels: least.pixels, max_pixels: most.pixels },
+            geometry: Geometry {
+                patch,
+                merge,
+                min_pixels: least.pixels,
+                max_pixels: most.pixels,
+                first: reward.first_resize,
+            },
             normalisation: settings.normalisation().map_err(refuse)?,
             image_token_id: model.image_token_id,
         })

@@ -2,6 +2,7 @@
 
 use super::resample::{Rgb, resample};
 use crate::model::Patches;
+use crate::model::profile::FirstResize;
 
 /// The greatest ratio of a picture's sides that the reference takes.
 const MAX_ASPECT_RATIO: f64 = 200.0;
@@ -17,6 +18,8 @@ pub(super) struct Geometry {
     pub min_pixels: u64,
     /// The greatest number of pixels that a picture is resized to.
     pub max_pixels: u64,
+    /// A resize before it.
+    pub first: Option<FirstResize>,
 }
 
 /// Why a picture cannot be resized to whole patches.
@@ -91,7 +94,25 @@ pub fn smart_resize(
 impl Geometry {
     /// The width and height in pixels that a picture of this size is resized to.
     pub fn resized(&self, size: (u32, u32)) -> Result<(u64, u64), SizeError> {
+        let size = match self.first {
+            None => size,
+            Some(_) => {
+                let (width, height) = self.first_resized(size)?;
+                let side = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
+                (side(width), side(height))
+            }
+        };
         smart_resize(size, (self.patch * self.merge) as u64, self.min_pixels, self.max_pixels)
+    }
+
+    /// What it is resized to before that; nothing where it is not.
+    pub fn first_resized(&self, size: (u32, u32)) -> Result<(u64, u64), SizeError> {
+        match self.first {
+            None => Ok((0, 0)),
+            Some(FirstResize { factor, min_pixels, max_pixels }) => {
+                smart_resize(size, factor, min_pixels, max_pixels)
+            }
+        }
     }
 
     /// The visual tokens of a resized picture of this size.
@@ -105,6 +126,15 @@ impl Geometry {
         let size = self.resized((picture.width, picture.height)).map_err(|e| e.to_string())?;
         let side = |length: u64| u32::try_from(length).map_err(|e| e.to_string());
         let (width, height) = (side(size.0)?, side(size.1)?);
+        let first;
+        let mut picture = picture;
+        if self.first.is_some() {
+            let size = self.first_resized((picture.width, picture.height)).map_err(|e| e.to_string())?;
+            let (width, height) = (side(size.0)?, side(size.1)?);
+            let pixels = resample(picture, width as usize, height as usize).into_owned().into();
+            first = Rgb { width, height, pixels };
+            picture = &first;
+        }
         let pixels = resample(picture, width as usize, height as usize);
         Ok(self.cut(&pixels, width as usize, height as usize))
     }
@@ -135,5 +165,31 @@ impl Geometry {
             }
         }
         Patches { rows, columns, pixels }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// HPSv3++'s code: qwen-vl-utils' `fetch_image` at 28, then Qwen3-VL's processor at 32.
+    #[test]
+    fn a_first_resize_is_made_before_the_processor_s_own() {
+        let first = FirstResize { factor: 28, min_pixels: 200_704, max_pixels: 200_704 };
+        let geometry =
+            Geometry { patch: 16, merge: 2, min_pixels: 65_536, max_pixels: 16_777_216, first: Some(first) };
+        assert_eq!(geometry.first_resized((400, 500)), Ok((420, 504)));
+        assert_eq!(geometry.resized((400, 500)), Ok((416, 512)));
+        assert_eq!(geometry.resized((448, 448)), Ok((448, 448)));
+        // Twice resampled, which is not the same as once.
+        let pixels: Vec<u8> = (0..3 * 400 * 500u32).map(|n| (n * 7919 % 251) as u8).collect();
+        let picture = Rgb { width: 400, height: 500, pixels: pixels.into() };
+        let between = resample(&picture, 420, 504).into_owned();
+        let between = Rgb { width: 420, height: 504, pixels: between.into() };
+        let twice = Geometry { first: None, ..geometry }.patches(&between).unwrap();
+        let once = Geometry { first: None, ..geometry }.patches(&picture).unwrap();
+        let both = geometry.patches(&picture).unwrap();
+        assert_eq!(both, twice);
+        assert_ne!(both, once);
     }
 }

@@ -11,10 +11,12 @@ mod footprint;
 mod image;
 mod jinja;
 mod prompt;
+mod readings;
 mod resample;
 mod tokenizer;
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -25,11 +27,13 @@ use self::decode::{Format, Header};
 use self::footprint::footprint;
 use self::image::Geometry;
 use self::prompt::PromptEncoder;
+use self::readings::answer_ids;
 use self::resample::Rgb;
 use crate::config::Limits;
 use crate::error::ScoreError;
-use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig};
-use crate::model::{Normalisation, Patches, Sample};
+use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
+use crate::model::profile::{Pass, RewardConfig};
+use crate::model::{AnswerIds, Branch, Normalisation, Patches, Reading, Sample};
 
 /// The field of an item that holds its prompt.
 const PROMPT: &str = "prompt";
@@ -39,6 +43,8 @@ const ENCODED: &str = "image.encoded";
 const RAW: &str = "image.raw";
 /// The field of an item that holds the pictures before the one that is judged.
 const REFERENCES: &str = "references";
+/// The field of an item that holds its questions.
+const QUESTIONS: &str = "questions";
 
 /// What an item may cost. Checked before anything of that size is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct ProcessorLimits {
     pub max_prompt_tokens: usize,
     /// The most bytes of an encoded picture.
     pub max_image_bytes: usize,
+    /// The most questions of one item.
+    pub max_questions: usize,
 }
 
 impl ProcessorLimits {
@@ -63,6 +71,7 @@ impl ProcessorLimits {
         max_item_tokens: usize::MAX,
         max_prompt_tokens: usize::MAX,
         max_image_bytes: usize::MAX,
+        max_questions: usize::MAX,
     };
 }
 
@@ -74,6 +83,7 @@ impl From<&Limits> for ProcessorLimits {
             max_item_tokens: limits.max_item_tokens,
             max_prompt_tokens: limits.max_prompt_tokens,
             max_image_bytes: limits.max_image_bytes,
+            max_questions: limits.max_questions_per_item,
         }
     }
 }
@@ -94,9 +104,37 @@ pub enum Picture {
     },
 }
 
+/// What a caller wants scored.
+#[derive(Clone)]
+pub struct Item {
+    /// What the picture should show. May be empty where there are questions.
+    pub prompt: Arc<str>,
+    /// The pictures, as many as the model reads: references first, the judged one last.
+    pub pictures: Vec<Picture>,
+    /// What is asked about them in place of the prompt.
+    pub questions: Vec<Question>,
+}
+
+impl Item {
+    /// A prompt and the picture drawn from it.
+    pub fn new(prompt: &str, picture: Picture) -> Self {
+        Self { prompt: prompt.into(), pictures: vec![picture], questions: Vec::new() }
+    }
+}
+
+/// One of several questions about one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Stands where the prompt goes.
+    pub text: String,
+    /// The answers whose probability is read, by the first token of each; none: the profile's.
+    pub answers: Vec<String>,
+}
+
 /// An item whose prompt is tokenised and whose pictures are still as they were sent.
 pub struct Draft {
     input_ids: Vec<u32>,
+    branches: Vec<Branch>,
     sources: Vec<Source>,
     memory: usize,
 }
@@ -104,12 +142,13 @@ pub struct Draft {
 impl Draft {
     /// How many of the item's tokens have this id.
     pub fn count(&self, id: u32) -> usize {
-        self.input_ids.iter().filter(|&&other| other == id).count()
+        let branches = self.branches.iter().flat_map(|branch| &branch.input_ids);
+        self.input_ids.iter().chain(branches).filter(|&&other| other == id).count()
     }
 
     /// What the item costs: text and visual tokens together, exactly as in the [`Sample`] to come.
     pub fn tokens(&self) -> usize {
-        self.input_ids.len()
+        self.input_ids.len() + self.branches.iter().map(|branch| branch.input_ids.len()).sum::<usize>()
     }
 
     /// The most bytes that [`Processor::prepare`] holds at once while it decodes the pictures, by the file's header; 0
@@ -126,9 +165,16 @@ impl Draft {
     /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
     /// pictures as they were sent.
     pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
-        hasher.update(&(self.input_ids.len() as u64).to_le_bytes());
-        for id in &self.input_ids {
-            hasher.update(&id.to_le_bytes());
+        let mut update = |ids: &[u32]| {
+            hasher.update(&(ids.len() as u64).to_le_bytes());
+            for id in ids {
+                hasher.update(&id.to_le_bytes());
+            }
+        };
+        update(&self.input_ids);
+        for Branch { input_ids, answers } in &self.branches {
+            update(input_ids);
+            update(answers);
         }
         for Source { width, height, bytes, format, .. } in &self.sources {
             hasher.update(&[u8::from(format.is_some())]).update(&(bytes.len() as u64).to_le_bytes());
@@ -183,7 +229,10 @@ impl Source {
 
 /// Turns prompts and pictures into samples, as the Hugging Face processor of the same checkpoint does.
 pub struct Processor {
-    prompts: PromptEncoder,
+    /// One for each pass.
+    prompts: Vec<PromptEncoder>,
+    answers: Option<AnswerIds>,
+    takes_questions: bool,
     geometry: Geometry,
     normalisation: Normalisation,
     limits: ProcessorLimits,
@@ -202,8 +251,12 @@ impl Processor {
         limits: ProcessorLimits,
     ) -> Result<Self, CheckpointError> {
         let pictures = PictureConfig::load(files, reward)?;
+        let encoder = |pass: &Pass| PromptEncoder::load(files, reward, pass, pictures.image_token_id);
+        let prompts = reward.passes().iter().map(encoder).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            prompts: PromptEncoder::load(files, reward, pictures.image_token_id)?,
+            answers: reward.answers.as_ref().map(|answers| answer_ids(answers, &prompts[0])).transpose()?,
+            takes_questions: reward.takes_questions(),
+            prompts,
             geometry: pictures.geometry,
             normalisation: pictures.normalisation,
             limits,
@@ -218,7 +271,7 @@ impl Processor {
     /// tokens are refused when they come.
     pub fn with_vocabulary(mut self, rows: Option<u32>) -> Result<Self, CheckpointError> {
         if let Some(rows) = rows {
-            self.prompts.limit_vocabulary(rows)?;
+            self.prompts.iter_mut().try_for_each(|prompts| prompts.limit_vocabulary(rows))?;
         }
         Ok(self)
     }
@@ -228,9 +281,14 @@ impl Processor {
         self.normalisation
     }
 
+    /// What a model must know of the samples.
+    pub fn reading(&self) -> Reading {
+        Reading { normalisation: self.normalisation, answers: self.answers.clone() }
+    }
+
     /// How many pictures an item has.
     pub fn pictures(&self) -> usize {
-        self.prompts.pictures
+        self.prompts[0].pictures
     }
 
     /// As [`Processor::admit_all`], for a model that reads one picture.
@@ -242,14 +300,27 @@ impl Processor {
         self.admit_all(prompt, vec![picture])
     }
 
-    /// Checks an item and says what it costs, without decoding its pictures: as many as the model reads, the one that is
-    /// judged last.
+    /// As [`Processor::admit_item`], without questions.
     ///
     /// # Errors
     ///
-    /// [`ScoreError::Invalid`] for a prompt or pictures that can never be scored.
+    /// As there.
     pub fn admit_all(&self, prompt: &str, pictures: Vec<Picture>) -> Result<Draft, ScoreError> {
-        self.check_prompt(prompt)?;
+        self.admit_item(Item { prompt: prompt.into(), pictures, questions: Vec::new() })
+    }
+
+    /// Checks an item and says what it costs, without decoding its pictures.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError::Invalid`] for what can never be scored.
+    pub fn admit_item(&self, item: Item) -> Result<Draft, ScoreError> {
+        let Item { prompt, pictures, questions } = item;
+        if questions.is_empty() {
+            self.check_prompt(&prompt)?;
+        } else {
+            self.check_questions(&questions)?;
+        }
         let (given, wanted) = (pictures.len(), self.pictures());
         if given != wanted {
             return Err(ScoreError::invalid(
@@ -269,25 +340,27 @@ impl Processor {
                 format!("the pictures are {visual_tokens} tokens; an item may have {limit}"),
             ));
         }
-        let input_ids = self.prompts.encode(prompt, &costs)?;
-        let (text_tokens, most_text) = (input_ids.len() - visual_tokens, self.limits.max_prompt_tokens);
+        let field = if questions.is_empty() { PROMPT } else { QUESTIONS };
+        let (input_ids, branches) = self.texts(&prompt, &questions, &costs)?;
+        let memory = sources.iter().map(|source| self.memory(source)).sum::<Result<usize, _>>()?;
+        let draft = Draft { input_ids, branches, sources, memory };
+        let tokens = draft.tokens();
+        let (text_tokens, most_text) = (tokens - visual_tokens, self.limits.max_prompt_tokens);
         if text_tokens > most_text {
             return Err(ScoreError::invalid(
-                PROMPT,
+                field,
                 format!("the item's text has {text_tokens} tokens; it may have {most_text}"),
             ));
         }
-        if input_ids.len() > limit {
+        if tokens > limit {
             return Err(ScoreError::invalid(
-                PROMPT,
+                field,
                 format!(
-                    "the item has {} tokens, {visual_tokens} of them the picture's; it may have {limit}",
-                    input_ids.len()
+                    "the item has {tokens} tokens, {visual_tokens} of them the picture's; it may have {limit}"
                 ),
             ));
         }
-        let memory = sources.iter().map(|source| self.memory(source)).sum::<Result<usize, _>>()?;
-        Ok(Draft { input_ids, sources, memory })
+        Ok(draft)
     }
 
     /// What a picture is resized to. One that EXIF turns on its side costs the same: the two sides only change places.
@@ -298,7 +371,9 @@ impl Processor {
     /// The bytes that preparing a picture takes.
     fn memory(&self, source: &Source) -> Result<usize, ScoreError> {
         let (width, height) = self.resized(source)?;
-        Ok(footprint(source.memory, u64::from(source.width) * u64::from(source.height), width * height))
+        let first = self.geometry.first_resized((source.width, source.height)).unwrap_or_default();
+        let pixels = u64::from(source.width) * u64::from(source.height) + first.0 * first.1;
+        Ok(footprint(source.memory, pixels, width * height))
     }
 
     /// The visual tokens of a picture.
@@ -318,9 +393,9 @@ impl Processor {
     ///
     /// [`ScoreError::Invalid`] for a picture that is truncated or corrupt.
     pub fn prepare(&self, draft: Draft) -> Result<Sample, ScoreError> {
-        let Draft { input_ids, sources, .. } = draft;
+        let Draft { input_ids, branches, sources, .. } = draft;
         let pictures = sources.into_iter().map(|source| self.patches(source)).collect::<Result<_, _>>()?;
-        Ok(Sample { input_ids, pictures })
+        Ok(Sample { input_ids, branches, pictures })
     }
 
     fn patches(&self, source: Source) -> Result<Patches, ScoreError> {

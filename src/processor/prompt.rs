@@ -10,7 +10,8 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat_template::ChatTemplate;
 use super::tokenizer::TextTokenizer;
 use crate::error::ScoreError;
-use crate::model::checkpoint::{CheckpointError, CheckpointFiles, RewardConfig, RewardToken};
+use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
+use crate::model::profile::{Pass, RewardConfig, RewardToken};
 
 const REWARD_CONFIG: &str = "reward_config.json";
 
@@ -87,19 +88,23 @@ impl PromptEncoder {
     pub fn load(
         files: &CheckpointFiles,
         reward: &RewardConfig,
+        pass: &Pass,
         image_token_id: u32,
     ) -> Result<Self, CheckpointError> {
-        let TextTokenizer { tokenizer: reference, special_tokens, file } = TextTokenizer::load(files)?;
+        let TextTokenizer { tokenizer: mut reference, special_tokens, file } = TextTokenizer::load(files)?;
+        let added = reward.added_tokens.iter().filter(|token| reference.token_to_id(token).is_none());
+        let added: Vec<AddedToken> = added.map(|token| AddedToken::from(token.as_str(), true)).collect();
+        let refuse = |e: tokenizers::Error| CheckpointError::invalid(file, e.to_string());
+        reference.add_special_tokens(added).map_err(refuse)?;
         let conversation = Conversation {
             template: ChatTemplate::load(files, special_tokens)?,
-            instruction: instruction(reward)?,
+            instruction: instruction(pass)?,
             pictures: pictures(reward)?,
         };
-        let reward_id = reward_id(reward, &reference, file)?;
+        let reward_id = reward_id(reward.reward_token, pass, &reference, file)?;
         let marked = conversation.with(MARK)?;
         check_slots(&marked, conversation.template.file)?;
         let specials = fixed_tokens(&reference, &marked, reward_id, image_token_id);
-        let refuse = |e: tokenizers::Error| CheckpointError::invalid(file, e.to_string());
         let tokenizer = without_specials(&reference, &specials).map_err(refuse)?;
         check_words(&specials, &marked, file)?;
         let mut plan = plan(&marked, &specials, image_token_id, &tokenizer).map_err(refuse)?;
@@ -140,6 +145,18 @@ impl PromptEncoder {
                 format!("its token {id} is not among the {} of the model's vocabulary", self.rows),
             )),
             None => Ok(ids),
+        }
+    }
+
+    /// The first token of an answer, as the tokenizer makes it of the answer alone.
+    pub fn first_id(&self, answer: &str) -> Result<u32, String> {
+        let encoding = self.tokenizer.encode_fast(answer, false).map_err(|e| e.to_string())?;
+        match encoding.get_ids().first() {
+            Some(&id) if id < self.rows => Ok(id),
+            Some(id) => {
+                Err(format!("its token {id} is not among the {} of the model's vocabulary", self.rows))
+            }
+            None => Err("has no token".into()),
         }
     }
 
@@ -210,28 +227,28 @@ impl Conversation<'_> {
     }
 }
 
-fn instruction(reward: &RewardConfig) -> Result<&str, CheckpointError> {
-    let length = reward.instruction.len();
+fn instruction<'a>(pass: &Pass<'a>) -> Result<&'a str, CheckpointError> {
+    let length = pass.instruction.len();
     if length > MAX_INSTRUCTION {
         return Err(CheckpointError::invalid(
             REWARD_CONFIG,
             format!("instruction has {length} bytes; it may have {MAX_INSTRUCTION}"),
         ));
     }
-    let slots = reward.instruction.matches(SLOT).count();
+    let slots = pass.instruction.matches(SLOT).count();
     if slots > MAX_SLOTS {
         return Err(CheckpointError::invalid(
             REWARD_CONFIG,
             format!("instruction has {SLOT} {slots} times; it may have it {MAX_SLOTS} times"),
         ));
     }
-    if slots == 0 || reward.instruction.contains(MARK) {
+    if slots == 0 || pass.instruction.contains(MARK) {
         return Err(CheckpointError::invalid(
             REWARD_CONFIG,
             format!("instruction must say with {SLOT} where the prompt goes"),
         ));
     }
-    Ok(&reward.instruction)
+    Ok(pass.instruction)
 }
 
 /// How many pictures an item has.
@@ -247,22 +264,22 @@ fn pictures(reward: &RewardConfig) -> Result<usize, CheckpointError> {
 
 /// The id of the token at which the reward is read, or `None` where that is the last one.
 fn reward_id(
-    reward: &RewardConfig,
+    read_at: RewardToken,
+    pass: &Pass,
     tokenizer: &Tokenizer,
     file: &str,
 ) -> Result<Option<u32>, CheckpointError> {
-    if reward.reward_token == RewardToken::Last {
+    if read_at == RewardToken::Last {
         return Ok(None);
     }
     let refuse = |reason: String| CheckpointError::invalid(REWARD_CONFIG, reason);
-    let token = reward
+    let token = pass
         .special_token
-        .as_deref()
         .ok_or_else(|| refuse("reward_token is \"special\", so special_token must name it".into()))?;
     let id = tokenizer
         .token_to_id(token)
         .ok_or_else(|| refuse(format!("special_token {token:?} is not in the vocabulary of {file}")))?;
-    match reward.instruction.matches(token).count() {
+    match pass.instruction.matches(token).count() {
         1 => Ok(Some(id)),
         count => Err(refuse(format!(
             "special_token {token:?} stands {count} times in instruction; it must stand once"

@@ -41,7 +41,7 @@ impl Drop for Permit {
 }
 
 /// A score and where its time went.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
     /// The reward.
     pub score: Score,
@@ -438,7 +438,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
         let job = Job {
-            sample: Sample { input_ids: vec![0; tokens], pictures },
+            sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
             permit: queue.reserve(claim, &[tokens]).unwrap().pop(),
             claim: claim.clone(),
             reply,

@@ -356,7 +356,7 @@ mod tests {
                         seen.wait_for("staged", batch + 1);
                     }
                     seen.note("done", batch);
-                    reply.send(vec![Score { mean: batch as f32, stddev: None }]).unwrap();
+                    reply.send(vec![Score { mean: batch as f32, ..Score::default() }]).unwrap();
                 }
             });
             Self { log, device }
@@ -394,7 +394,7 @@ mod tests {
                 let (reply, answer) = oneshot::channel();
                 let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
                 queue.push(Job {
-                    sample: Sample { input_ids: vec![0; tokens], pictures },
+                    sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
                     permit: queue.reserve(&claim, &[tokens]).unwrap().pop(),
                     claim: claim.clone(),
                     reply,

@@ -93,6 +93,7 @@ impl Case {
         Some(Sample {
             input_ids: ids.into_iter().map(|id| id as u32).collect(),
             pictures: cut(&grids, &pixels),
+            ..Sample::default()
         })
     }
 }

@@ -17,7 +17,8 @@ use spatialscore::config::{Settings, Sources};
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 use spatialscore::engine::{LoadError, Loaded, MakeScorer, ModelInfo};
-use spatialscore::model::checkpoint::{CheckpointFiles, Output, RewardConfig};
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::{Output, RewardConfig};
 use spatialscore::model::{ModelError, Sample, Score, Scorer};
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use spatialscore::server::{self, ServerError};
@@ -234,7 +235,7 @@ impl Scorer for FakeScorer {
             shade => (f32::from(shade), 0.5),
         };
         let scores = shades.into_iter().map(score);
-        Ok(scores.map(|(mean, stddev)| Score { mean, stddev: Some(stddev) }).collect())
+        Ok(scores.map(|(mean, stddev)| Score { mean, stddev: Some(stddev), ..Score::default() }).collect())
     }
 
     fn is_lost(&mut self) -> bool {
@@ -369,6 +370,10 @@ fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded
         dtype: "float32".into(),
         devices: (0..workers.len()).map(|index| format!("fake:{index}")).collect(),
         output: Output::Gaussian,
+        profile: "reward_config.json".into(),
+        pictures: reward.pictures,
+        components: reward.components(),
+        takes_questions: reward.takes_questions(),
         notice: "A fake.".into(),
     };
     let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits)).unwrap();
@@ -430,14 +435,18 @@ pub fn encoded(bytes: Vec<u8>) -> proto::Image {
 
 /// An item without a prompt of its own.
 pub fn item(image: proto::Image) -> proto::ScoreItem {
-    proto::ScoreItem { prompt: None, image: Some(image) }
+    proto::ScoreItem { image: Some(image), ..Default::default() }
 }
 
 /// A request that keeps a thread busy for so many fractions of a second: one large picture, under as many prompts, of
 /// which none is known from another.
 pub fn slow_request(items: usize, shade: u8) -> proto::ScoreRequest {
     let large = encoded(png_of(6900, shade));
-    let item = |n| proto::ScoreItem { prompt: Some(format!("{PROMPT} {n}")), image: Some(large.clone()) };
+    let item = |n| proto::ScoreItem {
+        prompt: Some(format!("{PROMPT} {n}")),
+        image: Some(large.clone()),
+        ..Default::default()
+    };
     proto::ScoreRequest { items: (0..items).map(item).collect(), ..Default::default() }
 }
 
@@ -449,7 +458,7 @@ pub fn request(shades: impl IntoIterator<Item = u8>) -> proto::ScoreRequest {
 
 pub fn stream_item(id: &str, shade: u8) -> proto::ScoreStreamRequest {
     let prompt = Some(PROMPT.into());
-    let item = Some(proto::ScoreItem { prompt, image: Some(image(shade)) });
+    let item = Some(proto::ScoreItem { prompt, image: Some(image(shade)), ..Default::default() });
     proto::ScoreStreamRequest { id: id.into(), item, ..Default::default() }
 }
 

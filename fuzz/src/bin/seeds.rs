@@ -40,11 +40,11 @@ fn main() {
         let encoded = image(proto::image::Source::Encoded(picture.clone().into()));
         let rgb8 = Bytes::from_static(&[9; 48]);
         let raw = image(proto::image::Source::Raw(proto::RawImage { width: 4, height: 4, rgb8 }));
-        let items = [encoded.clone(), raw].map(|image| proto::ScoreItem { prompt: None, image });
+        let items = [encoded.clone(), raw].map(|image| proto::ScoreItem { image, ..Default::default() });
         let request =
             proto::ScoreRequest { prompt: Some((*prompt).into()), items: items.into(), ..Default::default() };
         write("message", 2 * index, &request.encode_to_vec());
-        let item = proto::ScoreItem { prompt: Some((*prompt).into()), image: encoded };
+        let item = proto::ScoreItem { prompt: Some((*prompt).into()), image: encoded, ..Default::default() };
         let item =
             proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..Default::default() };
         write("message", 2 * index + 1, &item.encode_to_vec());

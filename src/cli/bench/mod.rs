@@ -13,8 +13,8 @@ use tch::{Device, Kind};
 use super::{USAGE, fail};
 use crate::device::{Devices, Dtype};
 use crate::model::backbone::{Config, Shape};
-use crate::model::checkpoint::{BUILT_IN_NAME, CheckpointError, CheckpointFiles};
-use crate::model::{Blueprint, Normalisation, RewardModel, Sample, Score, Scorer};
+use crate::model::checkpoint::{BUILT_IN_NAME, CheckpointError};
+use crate::model::{Blueprint, Normalisation, RewardModel, Sample, Score, Scorer, profile};
 use crate::processor::{Processor, ProcessorLimits};
 
 /// The prompt of a measurement, of about the paper's length.
@@ -160,7 +160,7 @@ impl Subject {
             let model = RewardModel::build(blueprint, normalisation)?;
             return Ok(Self { model, config, processor: None, device, kind });
         }
-        let files = CheckpointFiles::open(&arguments.checkpoint, arguments.revision.as_deref(), None)?;
+        let files = profile::open(&arguments.checkpoint, arguments.revision.as_deref(), None)?;
         let blueprint = Blueprint::open(&files, device, kind)?;
         let config = blueprint.config.clone();
         let limits = ProcessorLimits {
@@ -169,9 +169,10 @@ impl Subject {
             max_item_tokens: config.text.max_position_embeddings,
             max_prompt_tokens: config.text.max_position_embeddings,
             max_image_bytes: 1 << 30,
+            max_questions: 1 << 10,
         };
         let processor = Processor::load(&files, &blueprint.reward, limits)?;
-        let model = RewardModel::build(blueprint, processor.normalisation())?;
+        let model = RewardModel::build(blueprint, processor.reading())?;
         Ok(Self { model, config, processor: Some(processor), device, kind })
     }
 

@@ -169,7 +169,7 @@ fn synthetic(config: &Config, side: u32) -> Result<Sample, String> {
     input_ids.extend(std::iter::repeat_n(config.image_token_id, picture));
     input_ids.extend(std::iter::repeat_n(word, TEXT_TOKENS - TEXT_TOKENS / 4));
     let pixels = noise(rows * columns * config.vision.patch_bytes());
-    Ok(Sample { input_ids, pictures: vec![Patches { rows, columns, pixels }] })
+    Ok(Sample { input_ids, pictures: vec![Patches { rows, columns, pixels }], ..Sample::default() })
 }
 
 /// The device's operations per second in a product of two large square matrices of the model's number format: the

@@ -6,17 +6,24 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// A prompt and the path of its picture.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// A prompt and the path of its picture, and what belongs to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The caller's name for it.
     #[serde(default)]
     pub id: Option<String>,
-    /// The prompt.
+    /// The prompt; may be empty where there are questions.
+    #[serde(default)]
     pub prompt: String,
     /// The picture.
     pub image: PathBuf,
+    /// The pictures that the model reads before it.
+    #[serde(default)]
+    pub references: Vec<PathBuf>,
+    /// What is asked about it.
+    #[serde(default)]
+    pub questions: Vec<String>,
 }
 
 /// Rows in order. One that cannot be read says why, with its line; the rest follow.
@@ -35,7 +42,11 @@ pub fn open(path: &Path) -> io::Result<Rows> {
         Some("jsonl") => json_rows(file),
         _ => return Err(with_path(io::Error::other("a manifest ends in .csv or .jsonl"))),
     };
-    let from_folder = move |entry: Entry| Entry { image: folder.join(&entry.image), ..entry };
+    let from_folder = move |entry: Entry| Entry {
+        image: folder.join(&entry.image),
+        references: entry.references.iter().map(|path| folder.join(path)).collect(),
+        ..entry
+    };
     Ok(Box::new(rows.map(move |row| row.map(&from_folder))))
 }
 
@@ -76,7 +87,7 @@ mod tests {
     }
 
     fn entry(id: Option<&str>, prompt: &str) -> Entry {
-        Entry { id: id.map(str::to_owned), prompt: prompt.into(), image: "a.png".into() }
+        Entry { id: id.map(str::to_owned), prompt: prompt.into(), image: "a.png".into(), ..Entry::default() }
     }
 
     #[test]

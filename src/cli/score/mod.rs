@@ -20,7 +20,7 @@ use crate::cli::connection::{Connection, Servers, Unanswered, Urgency};
 use crate::cli::{USAGE, fail};
 use crate::edge::proto;
 use manifest::{Entry, Rows};
-use report::{Format, Report, Row};
+use report::{Format, Part, Report, Row};
 
 /// Pictures that are read ahead of the connection.
 const READ_AHEAD: usize = 4;
@@ -37,6 +37,9 @@ Manifests:
     prompt   what the picture should show
     image    the picture's path; a relative one is found from the manifest's folder
     id       a name of your own, given back with the result (optional)
+  and a JSON object may have
+    references   the paths of the pictures that the model reads before it, for models that compare
+    questions    what is asked about the picture, for models that read the probability of answers; no prompt is needed
   as in
     prompt,image,id
     \"a cup to the left of a plate\",cup.png,first
@@ -45,13 +48,15 @@ Manifests:
 
 Output:
   table   a line for each picture; where there is no score, the next line says why
-  json    one object a line: id, image, prompt, mean and stddev, or error
+  json    one object a line: id, image, prompt, mean and stddev, or error; components where the score has them
   csv     a header, then id,image,prompt,mean,stddev,error
   Higher means are better; their scale is the checkpoint's own, and they are often negative.
 
 Examples:
   spatialscore score --prompt \"a cup to the left of a plate\" a.png b.jpg
   spatialscore score --manifest pictures.csv --format csv > scores.csv
+  spatialscore score --question \"Is there a cup?\" --question \"Is the cup left of the plate?\" a.png
+  spatialscore score --reference before.png --prompt \"add a cup\" after.png
   spatialscore score --priority evaluation --manifest held_out.csv
   spatialscore score --server 10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
   spatialscore score --server https://rewards.example:50051 --token-file token --tls-ca ca.crt --prompt \"a cup\" a.png
@@ -64,8 +69,14 @@ pub struct Arguments {
     #[command(flatten)]
     connection: Connection,
     /// The prompt of all the pictures.
-    #[arg(long, required_unless_present = "manifest", conflicts_with = "manifest")]
+    #[arg(long, required_unless_present_any = ["manifest", "question"], conflicts_with = "manifest")]
     prompt: Option<String>,
+    /// A question about each of the pictures, for models that read the probability of answers; may be given several times.
+    #[arg(long, value_name = "TEXT", conflicts_with = "manifest")]
+    question: Vec<String>,
+    /// A picture that the model reads before each of the pictures, for models that compare; may be given several times.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "manifest")]
+    reference: Vec<PathBuf>,
     /// A CSV or JSON lines file of prompts and pictures.
     #[arg(long, value_name = "FILE", conflicts_with = "images")]
     manifest: Option<PathBuf>,
@@ -109,7 +120,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
         },
         (None, prompt) => {
             let prompt = prompt.clone().unwrap_or_default();
-            let entry = move |image| Ok(Entry { id: None, prompt: prompt.clone(), image });
+            let (references, questions) = (arguments.reference.clone(), arguments.question.clone());
+            let like = Entry { prompt, references, questions, ..Entry::default() };
+            let entry = move |image| Ok(Entry { image, ..like.clone() });
             let images = arguments.images.clone();
             let count = images.len() as u64;
             (Box::new(images.into_iter().map(entry)), Some(count))
@@ -200,9 +213,7 @@ fn read_all(
                 let request = request(index, &entry, most, priority);
                 (new_row(entry), request)
             }
-            Err(error) => {
-                (new_row(Entry { id: None, prompt: String::new(), image: PathBuf::new() }), Err(error))
-            }
+            Err(error) => (new_row(Entry::default()), Err(error)),
         };
         let (request, local) = match request {
             Ok(request) => (Some(request), None),
@@ -222,18 +233,33 @@ fn request(
     most: usize,
     priority: proto::Priority,
 ) -> Result<proto::ScoreStreamRequest, String> {
-    let bytes = std::fs::read(&entry.image).map_err(|error| error.to_string())?;
-    if bytes.len() + entry.prompt.len() + MESSAGE_OVERHEAD > most {
-        return Err(format!("has {} bytes; the server takes messages of {most}", bytes.len()));
+    let mut size = 0;
+    let mut read = |path: &PathBuf| {
+        let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+        size += bytes.len();
+        let source = Some(proto::image::Source::Encoded(bytes.into()));
+        Ok::<_, String>(proto::Image { source })
+    };
+    let image = read(&entry.image)?;
+    let of_reference =
+        |path| read(path).map_err(|error| format!("{}: {error}", PathBuf::as_path(path).display()));
+    let references = entry.references.iter().map(of_reference).collect::<Result<_, _>>()?;
+    let question = |text: &String| proto::Question { text: text.clone(), answers: Vec::new() };
+    let item = proto::ScoreItem {
+        prompt: Some(entry.prompt.clone()),
+        image: Some(image),
+        references,
+        questions: entry.questions.iter().map(question).collect(),
+    };
+    let texts = entry.prompt.len() + entry.questions.iter().map(String::len).sum::<usize>();
+    if size + texts + MESSAGE_OVERHEAD > most {
+        return Err(format!("has {size} bytes; the server takes messages of {most}"));
     }
-    let source = proto::image::Source::Encoded(bytes.into());
-    let image = Some(proto::Image { source: Some(source) });
-    let item = proto::ScoreItem { prompt: Some(entry.prompt.clone()), image };
     Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), priority: priority.into() })
 }
 
-fn new_row(Entry { id, prompt, image }: Entry) -> Row {
-    Row { id, image: image.display().to_string(), prompt, mean: None, stddev: None, error: None }
+fn new_row(Entry { id, prompt, image, .. }: Entry) -> Row {
+    Row { id, image: image.display().to_string(), prompt, ..Row::default() }
 }
 
 /// Puts answers back into the order of the input.
@@ -273,7 +299,10 @@ impl Ordered {
         };
         *known = true;
         match answer.result.and_then(|result| result.outcome) {
-            Some(Outcome::Score(score)) => (row.mean, row.stddev) = (Some(score.mean), score.stddev),
+            Some(Outcome::Score(score)) => {
+                (row.mean, row.stddev) = (Some(score.mean), score.stddev);
+                row.components = score.components.into_iter().map(Part::from).collect();
+            }
             Some(Outcome::Error(error)) => {
                 row.error =
                     Some(format!("{}: {}", crate::edge::grpc::code_name(error.code.into()), error.message));

@@ -18,8 +18,26 @@ pub enum Format {
     Csv,
 }
 
-/// One result.
+/// A named part of a score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Part {
+    /// Its name: a pass, or a question.
+    pub name: String,
+    /// As of the score.
+    pub mean: f32,
+    /// As of the score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stddev: Option<f32>,
+}
+
+impl From<proto::Component> for Part {
+    fn from(proto::Component { name, mean, stddev }: proto::Component) -> Self {
+        Self { name, mean, stddev }
+    }
+}
+
+/// One result.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
     /// The caller's name for the item.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,6 +52,9 @@ pub struct Row {
     /// Its standard deviation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stddev: Option<f32>,
+    /// What the score is made of, where it is made of several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<Part>,
     /// Why there is no score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -118,6 +139,10 @@ impl<W: Write> Report<W> {
         }
         let (mean, stddev, apart) = (number(row.mean), number(row.stddev), self.apart(row));
         writeln!(self.out, "{mean:>9}  {stddev:>8}  {apart:>9}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
+        for Part { name, mean, stddev } in &row.components {
+            let stddev = number(*stddev);
+            writeln!(self.out, "{mean:>9.4}  {stddev:>8}  {:>9}    {}", "", name.replace('\n', " "))?;
+        }
         match &row.error {
             Some(error) => writeln!(self.out, "{:>9}  {error}", "ERROR"),
             None => Ok(()),
@@ -145,7 +170,7 @@ mod tests {
             prompt: "a cup, left".into(),
             mean: Some(-1.5),
             stddev: Some(0.25),
-            error: None,
+            ..Row::default()
         };
         let bad =
             Row { id: None, mean: None, stddev: None, error: Some("is no picture".into()), ..good.clone() };
@@ -167,12 +192,10 @@ mod tests {
     #[test]
     fn the_table_tells_how_far_pictures_of_one_prompt_are_apart() {
         let row = |prompt: &str, mean| Row {
-            id: None,
             image: "a.png".into(),
             prompt: prompt.into(),
             mean: Some(mean),
-            stddev: None,
-            error: None,
+            ..Row::default()
         };
         let table = written(Format::Table, &[row("a", 1.0), row("a", -0.5), row("b", -0.5), row("b", 1.0)]);
         let apart: Vec<_> = table.lines().filter_map(|line| line.get(21..30)).map(str::trim).collect();

@@ -11,29 +11,36 @@ use crate::config::Limits;
 use crate::edge::proto;
 use crate::engine::{Answer, ModelInfo};
 use crate::error::ScoreError;
-use crate::model::checkpoint::Output;
-use crate::processor::Picture;
+use crate::model::profile::Output;
+use crate::processor::{Item, Picture, Question};
 use crate::telemetry::trace;
 use crate::telemetry::{ITEMS, SCORE_MEAN};
 
 /// The most bytes of a stream item's id.
 const MAX_ID_BYTES: usize = 256;
 
-/// What an item asks to be scored. A prompt of its own comes before `shared`, the request's.
-pub fn work(item: proto::ScoreItem, shared: Option<&Arc<str>>) -> Result<(Arc<str>, Picture), ScoreError> {
-    let prompt = item.prompt.map(Arc::from).or_else(|| shared.cloned());
+/// What an item asks to be scored. A prompt of its own comes before `shared`, the request's; questions need none.
+pub fn item(item: proto::ScoreItem, shared: Option<&Arc<str>>) -> Result<Item, ScoreError> {
+    let proto::ScoreItem { prompt, image, references, questions } = item;
+    let prompt = prompt.map(Arc::from).or_else(|| shared.cloned());
+    let prompt = prompt.or_else(|| (!questions.is_empty()).then(Arc::default));
     let prompt = prompt
         .ok_or_else(|| ScoreError::invalid("prompt", "is absent, and the request has none for all items"))?;
-    Ok((prompt, picture(item.image)?))
+    let judged = picture(image, "image")?;
+    let references = references.into_iter().map(|image| picture(Some(image), "references"));
+    let mut pictures = references.collect::<Result<Vec<_>, _>>()?;
+    pictures.push(judged);
+    let question = |proto::Question { text, answers }| Question { text, answers };
+    Ok(Item { prompt, pictures, questions: questions.into_iter().map(question).collect() })
 }
 
 /// What a stream's item asks to be scored.
-pub fn stream_work(id: &str, item: Option<proto::ScoreItem>) -> Result<(Arc<str>, Picture), ScoreError> {
+pub fn stream_item(id: &str, item: Option<proto::ScoreItem>) -> Result<Item, ScoreError> {
     if id.len() > MAX_ID_BYTES {
         let reason = format!("has {} bytes; at most {MAX_ID_BYTES} are allowed", id.len());
         return Err(ScoreError::invalid("id", reason));
     }
-    work(item.ok_or_else(|| ScoreError::invalid("item", "is absent"))?, None)
+    self::item(item.ok_or_else(|| ScoreError::invalid("item", "is absent"))?, None)
 }
 
 /// The path to the message that has the field of a stream item's error.
@@ -44,15 +51,18 @@ pub fn stream_place(outcome: &Result<Answer, ScoreError>) -> &'static str {
     }
 }
 
-fn picture(image: Option<proto::Image>) -> Result<Picture, ScoreError> {
+fn picture(image: Option<proto::Image>, field: &'static str) -> Result<Picture, ScoreError> {
     use proto::image::Source;
-    let image = image.ok_or_else(|| ScoreError::invalid("image", "is absent"))?;
+    let image = image.ok_or_else(|| ScoreError::invalid(field, "is absent"))?;
     match image.source {
         Some(Source::Encoded(bytes)) => Ok(Picture::Encoded(bytes)),
         Some(Source::Raw(proto::RawImage { width, height, rgb8 })) => {
             Ok(Picture::Raw { width, height, rgb8 })
         }
-        None => Err(ScoreError::invalid("image.source", "is absent; give encoded or raw")),
+        None if field == "image" => {
+            Err(ScoreError::invalid("image.source", "is absent; give encoded or raw"))
+        }
+        None => Err(ScoreError::invalid(field, "have one without source; give encoded or raw")),
     }
 }
 
@@ -60,10 +70,16 @@ fn picture(image: Option<proto::Image>) -> Result<Picture, ScoreError> {
 pub fn result(outcome: &Result<Answer, ScoreError>, place: &str) -> proto::ScoreResult {
     use proto::score_result::Outcome;
     let (code, outcome) = match outcome {
-        Ok(Answer { scored, .. }) => {
-            let score = scored.score;
+        Ok(Answer { scored, components, .. }) => {
+            let score = &scored.score;
             histogram!(SCORE_MEAN).record(score.mean);
-            (Code::Ok, Outcome::Score(proto::Score { mean: score.mean, stddev: score.stddev }))
+            let components = components.iter().zip(&score.components).map(|(name, part)| proto::Component {
+                name: name.clone(),
+                mean: part.mean,
+                stddev: part.stddev,
+            });
+            let components = components.collect();
+            (Code::Ok, Outcome::Score(proto::Score { mean: score.mean, stddev: score.stddev, components }))
         }
         Err(error) => (code(error), Outcome::Error(item_status(error, place))),
     };
@@ -96,6 +112,7 @@ pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
     let output = match info.output {
         Output::Gaussian => proto::RewardOutput::Gaussian,
         Output::Scalar => proto::RewardOutput::Scalar,
+        Output::Probability => proto::RewardOutput::Probability,
     };
     proto::GetModelResponse {
         name: info.name.clone(),
@@ -105,6 +122,10 @@ pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
         devices: info.devices.clone(),
         output: output.into(),
         notice: info.notice.clone(),
+        profile: info.profile.clone(),
+        pictures: narrow(info.pictures),
+        components: info.components.clone(),
+        takes_questions: info.takes_questions,
         server_version: env!("CARGO_PKG_VERSION").into(),
         limits: Some(proto::Limits {
             max_items_per_request: narrow(limits.max_items_per_request),
@@ -115,6 +136,7 @@ pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
             max_prompt_tokens: narrow(limits.max_prompt_tokens),
             max_image_bytes: limits.max_image_bytes as u64,
             max_calls_per_caller: narrow(limits.max_calls_per_caller),
+            max_questions_per_item: narrow(limits.max_questions_per_item),
         }),
     }
 }

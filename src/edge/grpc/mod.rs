@@ -183,10 +183,12 @@ async fn score_batch(
         engine.expect_room(&claim, request.items.len())?;
     }
     let prompt = request.prompt.map(Arc::from);
-    let admitted = join_all(request.items.into_iter().map(|item| async {
-        let (prompt, picture) = convert::work(item, prompt.as_ref())?;
-        engine.admit(prompt, picture, &claim).await
-    }))
+    let admitted = join_all(
+        request
+            .items
+            .into_iter()
+            .map(|item| async { engine.admit(convert::item(item, prompt.as_ref())?, &claim).await }),
+    )
     .await;
 
     // All that can be scored get their places together, or none does: a group is never half scored.
@@ -259,8 +261,7 @@ async fn admit_streamed(
     let proto::ScoreStreamRequest { id, item, priority: urgency } = message;
     let placed = async {
         let claim = Claim { priority: priority(urgency)?, ..claim };
-        let (prompt, picture) = convert::stream_work(&id, item)?;
-        let item = engine.admit(prompt, picture, &claim).await?;
+        let item = engine.admit(convert::stream_item(&id, item)?, &claim).await?;
         let mut permits = engine.queue().reserve_when_room(&claim, &[item.tokens()]).await?;
         let permit = permits.pop().ok_or_else(|| ScoreError::Internal("an item got no place".into()))?;
         Ok(Placed { item, permit, claim })

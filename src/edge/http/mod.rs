@@ -184,7 +184,7 @@ fn outcome(result: proto::ScoreResult) -> Result<proto::Score, String> {
 /// An item of a prompt and a picture's file.
 fn item(prompt: String, file: Bytes) -> proto::ScoreItem {
     let source = Some(proto::image::Source::Encoded(file));
-    proto::ScoreItem { prompt: Some(prompt), image: Some(proto::Image { source }) }
+    proto::ScoreItem { prompt: Some(prompt), image: Some(proto::Image { source }), ..Default::default() }
 }
 
 /// Whether a text of JSON has more than so many values. Before each stands a comma or a bracket.

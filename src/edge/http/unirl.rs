@@ -22,7 +22,7 @@ use crate::edge::grpc::status;
 use crate::edge::proto;
 use crate::engine::ModelInfo;
 use crate::error::{ScoreError, quoted};
-use crate::model::checkpoint::Output;
+use crate::model::profile::Output;
 
 /// The only version of the protocol. Clients before it name none.
 const PROTOCOL: &str = "1";
@@ -43,7 +43,7 @@ impl Reward {
     pub(super) fn of(info: &ModelInfo) -> &'static [Self] {
         match info.output {
             Output::Gaussian => &[Self::Spatialscore, Self::SpatialscoreStddev],
-            Output::Scalar => &[Self::Spatialscore],
+            Output::Scalar | Output::Probability => &[Self::Spatialscore],
         }
     }
 

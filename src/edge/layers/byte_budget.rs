@@ -493,7 +493,7 @@ mod tests {
     /// A message of a stream, as its decoder gives it, with a picture of so many bytes.
     fn message(bytes: usize) -> proto::ScoreStreamRequest {
         let source = Some(Source::Encoded(vec![0; bytes].into()));
-        let item = Some(proto::ScoreItem { image: Some(proto::Image { source }), prompt: None });
+        let item = Some(proto::ScoreItem { image: Some(proto::Image { source }), ..Default::default() });
         proto::ScoreStreamRequest { item, ..Default::default() }
     }
 

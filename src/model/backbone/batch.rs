@@ -4,9 +4,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::Config;
 use super::rope::{grid_taps, mrope_positions, vision_positions, windows};
-use super::varlen_attention::{Segments, permutation};
-use crate::model::checkpoint::Positions;
+use super::varlen_attention::{Branches, Segments, permutation};
 use crate::model::layers::upload;
+use crate::model::profile::Positions;
 use crate::model::{ModelError, Patches, Sample};
 
 /// The pictures of a batch, laid end to end.
@@ -48,14 +48,40 @@ pub struct TextBatch {
     pub visual_rows: Tensor,
     /// Time, height and width position of each token, `[3, tokens]`.
     pub positions: Tensor,
-    /// The tokens of each sample.
-    pub samples: Segments,
-    /// Puts one row per sample into the order of the samples. `None` where they are in it.
+    /// The tokens of each sample, without those of branches.
+    samples: Segments,
+    /// The tokens of branches, where any sample has them.
+    branches: Option<Branches>,
+    /// Puts one row per reading into the order of the samples and their branches. `None` where they are in it.
     given_order: Option<Tensor>,
 }
 
 impl TextBatch {
-    /// Puts one row per sample into the order in which the samples were given.
+    /// Causal attention within each text, as [`Segments::attend`] gives it.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        match &self.branches {
+            None => self.samples.attend(q, k, v, true),
+            Some(branches) => branches.attend(&self.samples, q, k, v),
+        }
+    }
+
+    /// As [`Segments::attend_last`], of each text that is read.
+    pub fn attend_last(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        match &self.branches {
+            None => self.samples.attend_last(q, k, v),
+            Some(branches) => branches.attend_last(q, k, v),
+        }
+    }
+
+    /// The last row of each text that is read, in the order in which [`TextBatch::attend_last`] works.
+    pub fn last_rows(&self, rows: &Tensor) -> Tensor {
+        match &self.branches {
+            None => self.samples.last_rows(rows),
+            Some(branches) => branches.last_rows(rows),
+        }
+    }
+
+    /// Puts one row per reading into the order in which the samples and their branches were given.
     pub fn in_given_order(&self, rows: Tensor) -> Tensor {
         match &self.given_order {
             Some(order) => rows.index_select(0, order),
@@ -154,47 +180,105 @@ pub fn text_batch(
     let unit = config.vision.merge_unit() as i64;
     // Samples of one length together, so that attention moves nothing.
     let mut order: Vec<i64> = (0..samples.len() as i64).collect();
-    order.sort_by_key(|&n| std::cmp::Reverse(samples[n as usize].tokens()));
+    order.sort_by_key(|&n| std::cmp::Reverse(samples[n as usize].input_ids.len()));
 
-    let mut input_ids = Vec::new();
-    let mut axes: [Vec<i64>; 3] = Default::default();
+    let mut layout = Layout::default();
+    let place =
+        |ids: &[u32], pictures: &[Patches]| token_positions(config, scheme, vocabulary, ids, pictures);
     // By sample: pictures lie in the order of the samples, and within one in the order of their placeholders.
-    let (mut rows, mut placeholders) = (Vec::new(), vec![Vec::new(); samples.len()]);
-    for &n in &order {
-        let sample = samples[n as usize];
-        let positions = token_positions(config, scheme, vocabulary, sample)?;
-        let start = input_ids.len() as i64;
-        input_ids.extend(sample.input_ids.iter().map(|&id| i64::from(id)));
-        let tokens = (start..).zip(&sample.input_ids);
-        placeholders[n as usize] =
-            tokens.filter(|(_, id)| **id == config.image_token_id).map(|(row, _)| row).collect();
-        rows.push((start..input_ids.len() as i64).collect());
-        for (axis, positions) in axes.iter_mut().zip(positions) {
-            axis.extend(positions);
-        }
+    let (mut rows, mut placeholders) = (vec![Vec::new(); samples.len()], vec![Vec::new(); samples.len()]);
+    for n in order.iter().map(|&n| n as usize) {
+        let Sample { input_ids, pictures, .. } = samples[n];
+        let positions = place(input_ids, pictures)?;
+        rows[n] = layout.append(input_ids, positions.each_ref().map(Vec::as_slice));
+        let tokens = rows[n].iter().zip(input_ids);
+        placeholders[n] =
+            tokens.filter(|(_, id)| **id == config.image_token_id).map(|(&row, _)| row).collect();
     }
+    let in_order: Vec<Vec<i64>> = order.iter().map(|&n| rows[n as usize].clone()).collect();
+    let branched = samples.iter().any(|sample| !sample.branches.is_empty());
+    let (branches, order) = if branched {
+        let (branches, order) = lay_branches(&mut layout, samples, &rows, place, device)?;
+        (Some(branches), order)
+    } else {
+        (None, order)
+    };
     // The first patch of each visual token tells which token of the natural order it is.
     let placeholders = placeholders.concat();
     let visual_rows: Vec<i64> =
         natural.iter().step_by(unit as usize).map(|&patch| placeholders[(patch / unit) as usize]).collect();
     Ok(TextBatch {
-        input_ids: upload(&Tensor::from_slice(&input_ids), device),
+        input_ids: upload(&Tensor::from_slice(&layout.input_ids), device),
         visual_rows: upload(&Tensor::from_slice(&visual_rows), device),
-        positions: upload(&Tensor::from_slice(&axes.concat()).view([3, -1]), device),
-        samples: Segments::new(&rows, device),
+        positions: upload(&Tensor::from_slice(&layout.axes.concat()).view([3, -1]), device),
+        samples: Segments::new(&in_order, device),
+        branches,
         given_order: permutation(&order, device).map(|(_, inverse)| inverse),
     })
 }
 
-/// Time, height and width position of a sample's tokens, if it fits the model.
+/// Tokens that lie end to end.
+#[derive(Default)]
+struct Layout {
+    input_ids: Vec<i64>,
+    /// Positions on the axes of time, height and width.
+    axes: [Vec<i64>; 3],
+}
+
+impl Layout {
+    /// Appends tokens and tells their rows.
+    fn append(&mut self, ids: &[u32], positions: [&[i64]; 3]) -> Vec<i64> {
+        let start = self.input_ids.len() as i64;
+        self.input_ids.extend(ids.iter().map(|&id| i64::from(id)));
+        for (axis, positions) in self.axes.iter_mut().zip(positions) {
+            axis.extend(positions);
+        }
+        (start..self.input_ids.len() as i64).collect()
+    }
+}
+
+/// Lays out the samples' branches behind `rows`, those of each sample's `input_ids`: branches of one form together. Gives
+/// them with the order in which their texts, and those of samples without branches, are read.
+fn lay_branches(
+    layout: &mut Layout,
+    samples: &[&Sample],
+    rows: &[Vec<i64>],
+    place: impl Fn(&[u32], &[Patches]) -> Result<[Vec<i64>; 3], ModelError>,
+    device: Device,
+) -> Result<(Branches, Vec<i64>), ModelError> {
+    let start = layout.input_ids.len() as i64;
+    let of_sample =
+        |(n, sample): (usize, &&Sample)| (0..sample.branches.len()).map(move |branch| (n, branch));
+    let mut all: Vec<(usize, usize)> = samples.iter().enumerate().flat_map(of_sample).collect();
+    let form = |&(n, branch): &(usize, usize)| (samples[n].branches[branch].input_ids.len(), rows[n].len());
+    all.sort_by_key(|place| std::cmp::Reverse(form(place)));
+    let mut texts: Vec<Vec<Vec<i64>>> = samples
+        .iter()
+        .zip(rows)
+        .map(|(sample, rows)| vec![rows.clone(); sample.branches.len().max(1)])
+        .collect();
+    let mut laid = Vec::new();
+    for (n, branch) in all {
+        let Sample { input_ids, branches, pictures } = samples[n];
+        let own = &branches[branch].input_ids;
+        let positions = place(&[&input_ids[..], own].concat(), pictures)?;
+        let text = &mut texts[n][branch];
+        text.extend(layout.append(own, positions.each_ref().map(|axis| &axis[input_ids.len()..])));
+        laid.push((own.len() as i64, text.clone()));
+    }
+    Ok(Branches::new(start, &laid, &texts.concat(), device))
+}
+
+/// Time, height and width position of a text's tokens, if it fits the model.
 fn token_positions(
     config: &Config,
     scheme: Positions,
     vocabulary: i64,
-    sample: &Sample,
+    ids: &[u32],
+    pictures: &[Patches],
 ) -> Result<[Vec<i64>; 3], ModelError> {
-    let (ids, merge) = (&sample.input_ids, config.vision.spatial_merge_size as usize);
-    let grids: Vec<_> = sample.pictures.iter().map(|p| (p.rows / merge, p.columns / merge)).collect();
+    let merge = config.vision.spatial_merge_size as usize;
+    let grids: Vec<_> = pictures.iter().map(|p| (p.rows / merge, p.columns / merge)).collect();
     let grid = mrope_positions(ids, config.image_token_id, &grids)
         .ok_or_else(|| ModelError::Sample("the placeholders do not match the pictures' grids".into()))?;
     if ids.last() == Some(&config.image_token_id) {

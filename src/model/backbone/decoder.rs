@@ -7,7 +7,6 @@ use super::activations::Activations;
 use super::batch::TextBatch;
 use super::config::TextConfig;
 use super::rope::inverse_frequencies;
-use super::varlen_attention::Segments;
 use super::vision::Visual;
 use crate::model::checkpoint::{CheckpointError, Weights};
 use crate::model::layers::{GatedMlp, HeadNorm, Linear, RmsNorm, rotate, turns};
@@ -37,6 +36,11 @@ impl Decoder {
         })
     }
 
+    /// The table of embeddings, `[rows, width]`.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+
     /// Rows of the vocabulary.
     pub fn vocabulary(&self) -> i64 {
         self.embeddings.size()[0]
@@ -62,9 +66,9 @@ impl Decoder {
         for (n, layer) in self.layers.iter().enumerate() {
             // Behind the last layer only the last token's row is read.
             x = if n == last {
-                layer.forward_last(&x, &turns, &batch.samples)
+                layer.forward_last(&x, &turns, batch)
             } else {
-                layer.forward(x, &turns, &batch.samples)
+                layer.forward(x, &turns, batch)
             };
             activations.see(&format!("text.layers.{n}"), || x.copy());
             // Behind the last layer there is no row of a visual token.
@@ -160,18 +164,18 @@ impl Layer {
     }
 
     /// `[tokens, width]` to `[tokens, width]`, in the same memory.
-    fn forward(&self, x: Tensor, turns: &Tensor, samples: &Segments) -> Tensor {
+    fn forward(&self, x: Tensor, turns: &Tensor, texts: &TextBatch) -> Tensor {
         let heads = self.qkv.forward(&self.input_norm.forward(&x)).unflatten(1, [-1, self.head_dim]);
         // Queries and keys turn together.
         let turned = self.turned(&heads.narrow(1, 0, self.heads + self.key_value_heads), 0, turns);
         let q = turned.narrow(1, 0, self.heads);
         let k = turned.narrow(1, self.heads, self.key_value_heads);
         let v = heads.narrow(1, self.heads + self.key_value_heads, self.key_value_heads);
-        self.after_attention(x, &samples.attend(&q, &k, &v, true))
+        self.after_attention(x, &texts.attend(&q, &k, &v))
     }
 
-    /// The same for each sample's last token alone: `[samples, width]`, in the order of [`Segments::last_rows`].
-    fn forward_last(&self, x: &Tensor, turns: &Tensor, samples: &Segments) -> Tensor {
+    /// The same for each text's last token alone: `[texts, width]`, in the order of [`TextBatch::last_rows`].
+    fn forward_last(&self, x: &Tensor, turns: &Tensor, texts: &TextBatch) -> Tensor {
         let normed = self.input_norm.forward(x);
         let width = self.heads * self.head_dim;
         let kv = self.qkv.narrow(width, 2 * self.key_value_heads * self.head_dim).forward(&normed);
@@ -179,9 +183,9 @@ impl Layer {
         let k = self.turned(&kv.narrow(1, 0, self.key_value_heads), self.heads, turns);
         let v = kv.narrow(1, self.key_value_heads, self.key_value_heads);
 
-        let [x, normed, turns] = [x, &normed, turns].map(|t| samples.last_rows(t));
+        let [x, normed, turns] = [x, &normed, turns].map(|t| texts.last_rows(t));
         let q = self.qkv.narrow(0, width).forward(&normed).unflatten(1, [self.heads, self.head_dim]);
-        self.after_attention(x, &samples.attend_last(&self.turned(&q, 0, &turns), &k, &v))
+        self.after_attention(x, &texts.attend_last(&self.turned(&q, 0, &turns), &k, &v))
     }
 
     /// Queries or keys, `[rows, heads, width]`, of the heads from `first` on, normed where the family does, and turned.

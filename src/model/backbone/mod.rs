@@ -22,7 +22,8 @@ pub use family::Family;
 pub use flops::forward_flops;
 pub use shapes::Shape;
 
-use super::checkpoint::{CheckpointError, Positions, Weights};
+use super::checkpoint::{CheckpointError, Weights};
+use super::profile::Positions;
 use super::{ModelError, Normalisation, Sample};
 
 /// The backbone.
@@ -76,7 +77,7 @@ impl Backbone {
         })
     }
 
-    /// The hidden state of each sample's last token, `[samples, width]`.
+    /// The hidden state of each sample's last token, or of the last of each of its branches: `[readings, width]`.
     ///
     /// # Errors
     /// A sample does not fit the model.
@@ -106,6 +107,11 @@ impl Backbone {
     pub fn run(&self, batch: &Batch, activations: &mut Activations) -> Tensor {
         let visual = self.vision.forward(&batch.pictures, activations);
         self.decoder.forward(&batch.texts, &visual, activations)
+    }
+
+    /// The table of embeddings, `[rows, width]`, which a tied model's output layer is too.
+    pub fn embeddings(&self) -> &Tensor {
+        self.decoder.embeddings()
     }
 
     /// Where the weights are.

@@ -9,13 +9,17 @@ use serde_json::Value;
 
 use super::folder::{Folder, read_path};
 use super::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use super::tensors::{INDEX, WEIGHTS, shards};
+use super::shards::{self, INDEX, WEIGHTS};
+use super::tensors::Inventory;
 use super::{CONVERTER, CheckpointError, python_json};
 
 /// The most folders that may stand on each other.
 const MAX_FOLDERS: usize = 8;
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const REWARD_CONFIG: &str = "reward_config.json";
+/// Why a profile is taken that is named.
+pub(in crate::model) const NAMED: &str = "it is named";
 
 /// A checkpoint's files, by name.
 #[derive(Debug, Clone)]
@@ -23,7 +27,16 @@ pub struct CheckpointFiles {
     /// The checkpoint's own folder first; each but the last is an adapter on the next.
     folders: Vec<Folder>,
     /// Stands in place of the checkpoint's own `reward_config.json`.
-    reward_config: Option<PathBuf>,
+    reward_config: Option<RewardConfigFile>,
+    /// Says what none of the folders says, but for weights.
+    stand_in: Option<Folder>,
+}
+
+/// What stands in place of a checkpoint's own `reward_config.json`.
+#[derive(Debug, Clone)]
+enum RewardConfigFile {
+    Path(PathBuf),
+    Carried { name: &'static str, text: &'static [u8], reason: &'static str },
 }
 
 /// What several files can say. Where a folder says anything of a subject it says all of it: files of one folder are
@@ -111,7 +124,8 @@ impl CheckpointFiles {
             }
             folders.push(base);
         }
-        Ok(Self { folders, reward_config: reward_config.map(Path::to_path_buf) })
+        let reward_config = reward_config.map(|path| RewardConfigFile::Path(path.to_path_buf()));
+        Ok(Self { folders, reward_config, stand_in: None })
     }
 
     /// The name by which the checkpoint was asked for.
@@ -126,8 +140,9 @@ impl CheckpointFiles {
     /// # Errors
     /// A file cannot be read.
     pub fn revision(&self) -> Result<String, CheckpointError> {
-        let parts = self.folders.iter().map(|folder| folder.revision(&weight_files(folder)?));
-        Ok(parts.collect::<Result<Vec<_>, _>>()?.join("+"))
+        let own = self.folders.iter().map(|folder| folder.revision(&weight_files(folder)?));
+        let base = self.stand_in.iter().map(|folder| folder.revision(&[]));
+        Ok(own.chain(base).collect::<Result<Vec<_>, _>>()?.join("+"))
     }
 
     /// The bytes of a file, or `None` where the checkpoint has none of that name.
@@ -136,11 +151,70 @@ impl CheckpointFiles {
     /// It cannot be read, is no regular file, or is too long.
     pub fn read(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>, CheckpointError> {
         match &self.reward_config {
-            Some(path) if file == "reward_config.json" => {
+            Some(RewardConfigFile::Path(path)) if file == REWARD_CONFIG => {
                 read_path(path).map(|bytes| Some(Cow::Owned(bytes)))
+            }
+            Some(RewardConfigFile::Carried { text, .. }) if file == REWARD_CONFIG => {
+                Ok(Some(Cow::Borrowed(text)))
             }
             _ => self.holder(file)?.read(file),
         }
+    }
+
+    /// Takes this text in place of the checkpoint's own `reward_config.json`.
+    pub fn take_reward_config(&mut self, name: &'static str, text: &'static [u8], reason: &'static str) {
+        self.reward_config = Some(RewardConfigFile::Carried { name, text, reason });
+    }
+
+    /// What the reward is read by: the name of a profile that ships, or the file that says it.
+    pub fn profile(&self) -> String {
+        match &self.reward_config {
+            Some(RewardConfigFile::Path(path)) => path.display().to_string(),
+            Some(RewardConfigFile::Carried { name, .. }) => (*name).to_owned(),
+            None => REWARD_CONFIG.to_owned(),
+        }
+    }
+
+    /// Why it is that.
+    pub fn profile_reason(&self) -> &'static str {
+        match &self.reward_config {
+            Some(RewardConfigFile::Path(_)) => NAMED,
+            Some(RewardConfigFile::Carried { reason, .. }) => reason,
+            None => "the checkpoint's own",
+        }
+    }
+
+    /// Has the checkpoint of this name stand for what none of the folders says, but for weights.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take_base(&mut self, name: &str) -> Result<(), CheckpointError> {
+        // A checkpoint that has all of it needs no other.
+        let whole = |files: &Self| {
+            let says = |subject| files.first(subject).map(|folder| folder.is_some());
+            let subjects = [Subject::Tokenizer, Subject::ChatTemplate, Subject::Pictures];
+            Ok::<_, CheckpointError>(
+                subjects.into_iter().map(says).collect::<Result<Vec<_>, _>>()?.into_iter().all(|said| said)
+                    && files.read("config.json")?.is_some(),
+            )
+        };
+        if !whole(self)? {
+            let base = Folder::find_settings(name).map_err(|error| {
+                let reason = format!("base: {error}");
+                CheckpointError::invalid(REWARD_CONFIG, reason)
+            })?;
+            self.stand_in = Some(base);
+        }
+        Ok(())
+    }
+
+    /// The names of the tensors of the weights, as they are on disk.
+    ///
+    /// # Errors
+    /// The weights are missing or broken.
+    pub fn tensor_names(&self) -> Result<Vec<String>, CheckpointError> {
+        let inventory = Inventory::open(self, |key| Some(key.to_owned()))?;
+        Ok(inventory.names().map(str::to_owned).collect())
     }
 
     /// The bytes of a file that a checkpoint must have.
@@ -179,7 +253,7 @@ impl CheckpointFiles {
     /// A file that could hold it cannot be read.
     pub fn of_chat_template(&self) -> Result<Self, CheckpointError> {
         let folder = self.first(Subject::ChatTemplate)?.unwrap_or_else(|| self.own());
-        Ok(Self { folders: vec![folder.clone()], reward_config: None })
+        Ok(Self { folders: vec![folder.clone()], reward_config: None, stand_in: None })
     }
 
     /// The folder that has weights of its own.
@@ -204,7 +278,7 @@ impl CheckpointFiles {
 
     /// The first folder that says something of a subject.
     fn first(&self, subject: Subject) -> Result<Option<&Folder>, CheckpointError> {
-        for folder in &self.folders {
+        for folder in self.folders.iter().chain(&self.stand_in) {
             if subject.is_in(folder)? {
                 return Ok(Some(folder));
             }
@@ -220,7 +294,7 @@ impl CheckpointFiles {
         {
             return Ok(folder);
         }
-        for folder in &self.folders {
+        for folder in self.folders.iter().chain(&self.stand_in) {
             // Settings alone may stand before the base's vocabulary, but not behind one of their folder's own.
             if folder.exists(file)
                 || subject == Some(Subject::Tokenizer) && Subject::Tokenizer.is_in(folder)?
@@ -267,10 +341,7 @@ fn base_of(folder: &Folder) -> Result<Option<Folder>, CheckpointError> {
 
 /// The weights of a folder that are read.
 fn weight_files(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
-    let mut files = match folder.exists(WEIGHTS) {
-        true => vec![WEIGHTS.to_owned()],
-        false => shards(folder)?.unwrap_or_default(),
-    };
+    let mut files = shards::weight_files(folder)?;
     if folder.exists(ADAPTER_CONFIG) {
         files.push(ADAPTER_WEIGHTS.to_owned());
     }

@@ -66,6 +66,21 @@ impl Folder {
         Ok(Self { name: name.to_owned(), named, root })
     }
 
+    /// As [`Folder::find`] for what stands behind a checkpoint without its weights, which are not fetched.
+    pub fn find_settings(name: &str) -> Result<Self, CheckpointError> {
+        if !Path::new(name).is_dir() && hub::is_hub_id(name) {
+            let (path, commit) = hub::settings(name, "main")?;
+            return Ok(Self { name: name.to_owned(), named: true, root: Root::Directory { path, commit } });
+        }
+        Self::find(name, None, true)
+    }
+
+    /// The names of its files of weights.
+    pub fn safetensors(&self) -> Vec<String> {
+        let Root::Directory { path, .. } = &self.root else { return Vec::new() };
+        list(path).into_iter().flatten().filter(|name| name.ends_with(".safetensors")).collect()
+    }
+
     /// The name by which it was asked for.
     pub fn name(&self) -> &str {
         &self.name

@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::CheckpointError;
 
@@ -39,6 +39,15 @@ pub(super) fn is_hub_id(name: &str) -> bool {
 
 /// The folder and the commit of a hub repository, fetched into the hub's cache where it is not there yet.
 pub(super) fn snapshot(id: &str, revision: &str) -> Result<(PathBuf, Option<String>), CheckpointError> {
+    find(id, revision, true)
+}
+
+/// The same without its weights.
+pub(super) fn settings(id: &str, revision: &str) -> Result<(PathBuf, Option<String>), CheckpointError> {
+    find(id, revision, false)
+}
+
+fn find(id: &str, revision: &str, weights: bool) -> Result<(PathBuf, Option<String>), CheckpointError> {
     let repo = || Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
     let offline = env::var("HF_HUB_OFFLINE")
         .is_ok_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
@@ -47,13 +56,14 @@ pub(super) fn snapshot(id: &str, revision: &str) -> Result<(PathBuf, Option<Stri
     let file = if offline {
         let cache = Cache::from_env().repo(repo());
         // A branch or tag is a reference in the cache, a commit the name of a snapshot. An adapter may have no
-        // config.json.
+        // config.json, and what has a base may be weights alone.
         let find = |file: &str| {
             let commit = cache.pointer_path(revision).join(file);
             cache.get(file).or_else(|| commit.is_file().then_some(commit))
         };
         find("config.json")
             .or_else(|| find("adapter_config.json"))
+            .or_else(|| any_weights(&cache, revision))
             .ok_or_else(|| hub_error("HF_HUB_OFFLINE is set and the cache does not hold it".into()))?
     } else {
         let mut builder = ApiBuilder::from_env();
@@ -61,7 +71,7 @@ pub(super) fn snapshot(id: &str, revision: &str) -> Result<(PathBuf, Option<Stri
             builder = builder.with_token(Some(token));
         }
         let api = builder.build().map_err(|e| hub_error(e.to_string()))?.repo(repo());
-        fetch(&api).map_err(|e| hub_error(e.to_string()))?
+        fetch(&api, weights).map_err(|e| hub_error(e.to_string()))?
     };
     let path = file.parent().map(Path::to_path_buf).unwrap_or_default();
     // The cache names a snapshot's folder by its commit.
@@ -69,12 +79,22 @@ pub(super) fn snapshot(id: &str, revision: &str) -> Result<(PathBuf, Option<Stri
     Ok((path, commit))
 }
 
+/// A file of weights of a snapshot that has nothing else.
+fn any_weights(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
+    let folder = cache.pointer_path(revision);
+    // A reference's file holds the commit.
+    let commit = std::fs::read_to_string(folder.parent()?.parent()?.join("refs").join(revision)).ok();
+    let folder = commit.map_or(folder.clone(), |commit| cache.pointer_path(commit.trim()));
+    let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    files.into_iter().find(|path| path.extension().is_some_and(|end| end == "safetensors"))
+}
+
 /// Fetches every file that a checkpoint can consist of; returns where one of them lies.
-fn fetch(repo: &ApiRepo) -> Result<PathBuf, ApiError> {
+fn fetch(repo: &ApiRepo, weights: bool) -> Result<PathBuf, ApiError> {
     let info = repo.info()?;
     let mut place = None;
     for file in info.siblings.iter().map(|s| s.rfilename.as_str()) {
-        if SMALL_FILES.contains(&file) || (file.ends_with(".safetensors") && !file.contains('/')) {
+        if SMALL_FILES.contains(&file) || weights && file.ends_with(".safetensors") && !file.contains('/') {
             place = Some(repo.get(file)?);
         }
     }

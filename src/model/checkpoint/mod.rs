@@ -6,13 +6,13 @@ mod folder;
 mod hub;
 mod lora;
 pub mod python_json;
-mod reward_config;
+mod shards;
 mod tensors;
 mod weights;
 
 pub use files::CheckpointFiles;
+pub(super) use files::NAMED;
 pub use folder::BUILT_IN_NAME;
-pub use reward_config::{Output, Positions, RewardConfig, RewardToken};
 pub use tensors::{Fault, Inventory, Problem};
 pub use weights::Weights;
 

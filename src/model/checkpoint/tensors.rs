@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
-use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::files::no_weights;
 use super::folder::{Folder, Opened, refuse_pointer};
+use super::shards::{INDEX, WEIGHTS, weight_files};
 use super::{CheckpointError, CheckpointFiles};
 
 /// Bytes read at a time: what loading needs of the host's memory beside the weights. Small enough that the allocator
@@ -20,14 +20,6 @@ const CHUNK: usize = 8 << 20;
 
 /// The longest header that is read: a 72B checkpoint's is under 200 kB.
 const MAX_HEADER: u64 = 8 << 20;
-
-/// The most shards: each is held open.
-const MAX_SHARDS: usize = 500;
-
-/// The weights in one file.
-pub(super) const WEIGHTS: &str = "model.safetensors";
-/// The list of the shards that hold the weights.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint's files, by canonical name. Only headers have been read.
 #[derive(Debug, Default)]
@@ -121,15 +113,15 @@ impl Inventory {
     ) -> Result<Self, CheckpointError> {
         let folder = files.base();
         let mut inventory = Self::default();
-        if folder.exists(WEIGHTS) {
-            inventory.add(folder, WEIGHTS, &canonical)?;
-        } else if let Some(shards) = shards(folder)? {
-            for shard in shards {
-                inventory.add(folder, &shard, &canonical)?;
-            }
-            inventory.home = folder.label(INDEX);
-        } else {
+        let weights = weight_files(folder)?;
+        if weights.is_empty() {
             return Err(no_weights(folder));
+        }
+        for file in &weights {
+            inventory.add(folder, file, &canonical)?;
+        }
+        if !folder.exists(WEIGHTS) && folder.exists(INDEX) {
+            inventory.home = folder.label(INDEX);
         }
         Ok(inventory)
     }
@@ -310,26 +302,6 @@ impl Inventory {
         self.tensors = kept;
         Self { tensors: taken, home: self.home.clone(), skipped: Vec::new() }
     }
-}
-
-/// The shards that a folder's index names, sorted; none where it has no index.
-pub(super) fn shards(folder: &Folder) -> Result<Option<Vec<String>>, CheckpointError> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let Some(index) = folder.json::<Index>(INDEX)? else { return Ok(None) };
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    let refuse = |reason: String| Err(CheckpointError::invalid(&folder.label(INDEX), reason));
-    // A name that leads out of the folder would read whatever the server may.
-    let is_name = |s: &String| s.ends_with(".safetensors") && !s.contains(['/', '\\', '\0']);
-    if let Some(other) = shards.iter().find(|shard| !is_name(shard)) {
-        return refuse(format!("weight_map names {other:?}; a shard is a .safetensors file of this folder"));
-    }
-    if shards.is_empty() || shards.len() > MAX_SHARDS {
-        return refuse(format!("weight_map names {} shards; there must be 1 to {MAX_SHARDS}", shards.len()));
-    }
-    Ok(Some(shards.into_iter().collect()))
 }
 
 impl Entry {

@@ -152,5 +152,9 @@ fn is_tied(files: &CheckpointFiles, base: &Inventory) -> Result<bool, Checkpoint
     let config: Option<Value> = files.json("config.json")?;
     let said = |path| config.as_ref()?.pointer(path)?.as_bool();
     let said = said("/tie_word_embeddings").or_else(|| said("/text_config/tie_word_embeddings"));
-    Ok(said.unwrap_or_else(|| !base.skipped.iter().any(|key| key.ends_with("lm_head.weight"))))
+    let has_own = || {
+        base.shape("lm_head.weight").is_some()
+            || base.skipped.iter().any(|key| key.ends_with("lm_head.weight"))
+    };
+    Ok(said.unwrap_or_else(|| !has_own()))
 }

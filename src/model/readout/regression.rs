@@ -2,21 +2,21 @@
 
 use tch::Tensor;
 
-use crate::model::checkpoint::{CheckpointError, Inventory, Output, Weights};
+use crate::model::checkpoint::{CheckpointError, Inventory, Weights};
 use crate::model::layers::Linear;
-use crate::model::sample::Score;
 
 /// The forms that a head may have, for messages.
-const FORMS: &str = "a head is rm_head.weight (one linear layer), rm_head.N.weight (the layers of a Sequential, with \
-    ReLU where it has a place between two of them), or rm_head.0, rm_head.layer_1.0 and so on, rm_head.output_layer \
-    (HPSv3's, with ReLU between)";
+const FORMS: &str = "a head is NAME.weight (one linear layer), NAME.N.weight (the layers of a Sequential, with ReLU \
+    where it has a place between two of them), or NAME.0, NAME.layer_1.0 and so on, NAME.output_layer (HPSv3's, with \
+    ReLU between)";
+/// What the keys of all heads begin with.
+const ANY_HEAD: &str = "rm_head";
 
-/// `rm_head`: one linear layer, or several. Always fp32.
+/// A head, such as `rm_head`: one linear layer, or several. Always fp32.
 #[derive(Debug)]
 pub struct RewardHead {
     /// Each with whether a ReLU stands before it.
     layers: Vec<(Linear, bool)>,
-    output: Output,
 }
 
 /// Where a layer stands in a head, in order.
@@ -33,11 +33,11 @@ enum Place {
 }
 
 impl Place {
-    /// Of the layer of this name, if it is a head's.
-    fn of(name: &str) -> Option<Self> {
+    /// Of the layer of this name, if it is the head's.
+    fn of(head: &str, name: &str) -> Option<Self> {
         // As Python writes a number: no sign, no zeros in front.
         let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
-        let rest = name.strip_prefix("rm_head")?;
+        let rest = name.strip_prefix(head)?;
         if rest.is_empty() {
             return Some(Self::Whole);
         }
@@ -69,12 +69,14 @@ type Step = (String, bool);
 ///
 /// # Errors
 /// They are the keys of no head that is known.
-fn steps(inventory: &Inventory) -> Result<Vec<Step>, String> {
-    let keys: Vec<&str> = inventory.names().filter(|name| name.starts_with("rm_head")).collect();
+fn steps(inventory: &Inventory, head: &str) -> Result<Vec<Step>, String> {
+    let is_head = |name: &&str| name.starts_with(ANY_HEAD) || name.starts_with(head);
+    let keys: Vec<&str> = inventory.names().filter(is_head).collect();
     let names = keys.iter().filter_map(|key| key.strip_suffix(".weight"));
-    let mut layers: Vec<(Place, &str)> = names.filter_map(|name| Some((Place::of(name)?, name))).collect();
+    let mut layers: Vec<(Place, &str)> =
+        names.filter_map(|name| Some((Place::of(head, name)?, name))).collect();
     layers.sort_unstable();
-    let unknown = || format!("{} are the keys of no head that is known: {FORMS}", keys.join(", "));
+    let unknown = || format!("{} are the keys of no head that is known, as {head}: {FORMS}", keys.join(", "));
     let Some(((first, name), rest)) = layers.split_first() else {
         return if keys.is_empty() { Ok(Vec::new()) } else { Err(unknown()) };
     };
@@ -91,29 +93,26 @@ fn steps(inventory: &Inventory) -> Result<Vec<Step>, String> {
 }
 
 /// The tensors of the head with the shapes that they must have: each layer reads what the one before it gives, the
-/// first a hidden state, and the last gives as many numbers as `output` needs.
+/// first a hidden state, and the last gives `columns`, where that is said.
 ///
 /// # Errors
 /// What stands under the head's names is no head that is known.
 pub fn expected_tensors(
     inventory: &Inventory,
+    head: &str,
     hidden_size: i64,
-    output: Output,
+    columns: Option<i64>,
 ) -> Result<Vec<(String, Vec<i64>)>, String> {
-    let columns = match output {
-        Output::Gaussian => 2,
-        Output::Scalar => 1,
-    };
-    let steps = steps(inventory)?;
+    let steps = steps(inventory, head)?;
     if steps.is_empty() {
-        return Ok(vec![("rm_head.weight".into(), vec![columns, hidden_size])]);
+        return Ok(vec![(format!("{head}.weight"), vec![columns.unwrap_or(1), hidden_size])]);
     }
     let mut width = hidden_size;
     let mut expected = Vec::new();
     for (place, (name, _)) in steps.iter().enumerate() {
         let weight = format!("{name}.weight");
-        let rows = inventory.shape(&weight).and_then(|s| s.first().copied()).unwrap_or(columns);
-        let out = if place + 1 == steps.len() { columns } else { rows };
+        let rows = inventory.shape(&weight).and_then(|s| s.first().copied()).unwrap_or(1);
+        let out = columns.filter(|_| place + 1 == steps.len()).unwrap_or(rows);
         let bias = format!("{name}.bias");
         if inventory.shape(&bias).is_some() {
             expected.push((bias, vec![out]));
@@ -126,10 +125,10 @@ pub fn expected_tensors(
 
 impl RewardHead {
     /// Takes the head's weights, which [`expected_tensors`] has been held against.
-    pub fn load(weights: &mut Weights, output: Output) -> Result<Self, CheckpointError> {
+    pub fn load(weights: &mut Weights, head: &str) -> Result<Self, CheckpointError> {
         let refuse = |reason| CheckpointError::invalid("model.safetensors", reason);
         let mut layers = Vec::new();
-        for (name, relu) in steps(weights.inventory()).map_err(refuse)? {
+        for (name, relu) in steps(weights.inventory(), head).map_err(refuse)? {
             let bias = format!("{name}.bias");
             let bias = match weights.inventory().shape(&bias) {
                 Some(_) => Some(weights.take_fp32(&bias)?),
@@ -137,7 +136,12 @@ impl RewardHead {
             };
             layers.push((Linear { weight: weights.take_fp32(&format!("{name}.weight"))?, bias }, relu));
         }
-        Ok(Self { layers, output })
+        Ok(Self { layers })
+    }
+
+    /// How many numbers it gives.
+    pub fn columns(&self) -> i64 {
+        self.layers.last().map_or(0, |(layer, _)| layer.weight.size()[0])
     }
 
     /// The head's columns, `[samples, columns]`, of hidden states `[samples, width]` in any number format.
@@ -151,22 +155,6 @@ impl RewardHead {
         }
         x
     }
-
-    /// The rewards that the columns mean.
-    ///
-    /// # Errors
-    /// The device failed to hand the numbers over.
-    pub fn scores(&self, columns: &Tensor) -> Result<Vec<Score>, tch::TchError> {
-        let column = |n| Vec::<f32>::try_from(columns.f_select(1, n)?.f_contiguous()?);
-        let means = column(0)?;
-        Ok(match self.output {
-            Output::Scalar => means.into_iter().map(|mean| Score { mean, stddev: None }).collect(),
-            Output::Gaussian => {
-                let scores = means.into_iter().zip(column(1)?);
-                scores.map(|(mean, log)| Score { mean, stddev: Some(log.exp()) }).collect()
-            }
-        })
-    }
 }
 
 #[cfg(test)]
@@ -175,7 +163,7 @@ mod tests {
 
     fn steps_of(names: &[&str]) -> Result<Vec<bool>, String> {
         let tensors = names.iter().map(|name| ((*name).to_owned(), vec![1, 1])).collect();
-        Ok(steps(&Inventory::random(tensors))?.into_iter().map(|(_, relu)| relu).collect())
+        Ok(steps(&Inventory::random(tensors), "rm_head")?.into_iter().map(|(_, relu)| relu).collect())
     }
 
     #[test]
