@@ -9,9 +9,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import tomllib
 import yaml
 from conftest import ROOT
+
+from spatialscore_client import SpatialScoreClient
 
 try:
     import tomllib
@@ -77,6 +78,9 @@ def test_the_fleet_grows_by_metrics_that_there_are() -> None:
     assert float(trigger["metadata"]["threshold"]) > 0
     if "SPATIALSCORE_METRICS" not in os.environ:
         pytest.skip("no real server; run this by scripts/with_server.sh, as `make client-test` does")
+    # A metric is there once something was measured.
+    with SpatialScoreClient(os.environ["SPATIALSCORE_ADDRESS"], timeout=60) as client:
+        client.score("a panda", [str(ROOT / "samples/panda.right.png")])
     page = urllib.request.urlopen(os.environ["SPATIALSCORE_METRICS"], timeout=30).read().decode()
     known = set(re.findall(r"^# TYPE (\S+) ", page, flags=re.M))
     named = set(re.findall(r"spatialscore_\w+", trigger["metadata"]["query"]))

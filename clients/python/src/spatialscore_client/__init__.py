@@ -26,8 +26,9 @@ from .errors import (
     SpatialScoreError,
     UnavailableError,
 )
+from .plan import Question
 from .rewards import Selection, rank, top_k_bottom_k, win_probability
-from .scores import Limits, ModelInfo, Score, Scores, StreamedScore
+from .scores import Component, Limits, ModelInfo, Score, Scores, StreamedScore
 from .settings import TLS
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "AuthenticationError",
     "BusyError",
     "CallError",
+    "Component",
     "ConfigurationError",
     "DeadlineExceededError",
     "InvalidRequestError",
@@ -46,6 +48,7 @@ __all__ = [
     "Limits",
     "ModelInfo",
     "ModelMismatchError",
+    "Question",
     "Score",
     "Scores",
     "Selection",

@@ -26,7 +26,8 @@ from .base import SERVICE, UNARY, BaseClient
 from .calls import Ask, Attempts, Begin, Land, Send, Steps
 from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure
-from .images import Pictures
+from .images import Picture, Pictures
+from .plan import Questions
 from .scores import ModelInfo, Score, Scores, StreamedScore
 from .settings import Metadata
 from .stream import Pending, StreamItem
@@ -48,15 +49,17 @@ class AsyncSpatialScoreClient(BaseClient):
 
     async def score(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None,
         images: Pictures,
         *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
         timeout: float | None = None,
         traceparent: str | None = None,
     ) -> Scores:
         """As SpatialScoreClient.score."""
         deadline = self._deadline(timeout)
-        items = plan.items(prompts, images)
+        items = plan.items(prompts, images, references, questions)
         if not items:
             return Scores([])
         metadata = self._settings.metadata(traceparent)

@@ -12,7 +12,7 @@ import grpc
 from ._proto import error_details, status
 from ._proto import spatialscore as pb
 from .errors import ItemFailure, ServerFaultError
-from .scores import Limits, ModelInfo, Score
+from .scores import Component, Limits, ModelInfo, Score
 
 # The gRPC codes by number.
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -105,7 +105,18 @@ def result(answer: pb.ScoreResult, index: int, target: str) -> Score | ItemFailu
     if outcome is None or not math.isfinite(score.mean) or not (stddev is None or 0 <= stddev < math.inf):
         text = f"the server answered item {index} with neither a finite score nor an error"
         raise ServerFaultError("INTERNAL", text, target=target)
-    return Score(score.mean, stddev)
+    return Score(score.mean, stddev, _components(score, index, target))
+
+
+def _components(score: pb.Score, index: int, target: str) -> tuple[Component, ...]:
+    parts = []
+    for part in score.components:
+        stddev = part.stddev if part.HasField("stddev") else None
+        if not math.isfinite(part.mean) or not (stddev is None or 0 <= stddev < math.inf):
+            text = f"the server answered item {index} with a component that is not finite: {part.name!r}"
+            raise ServerFaultError("INTERNAL", text, target=target)
+        parts.append(Component(part.name, part.mean, stddev))
+    return tuple(parts)
 
 
 def model(response: pb.GetModelResponse) -> ModelInfo:
@@ -127,4 +138,9 @@ def model(response: pb.GetModelResponse) -> ModelInfo:
             limits.max_image_pixels,
             limits.max_item_tokens,
         ),
+        profile=response.profile,
+        # A server of before it had the field reads one.
+        pictures=response.pictures or 1,
+        components=tuple(response.components),
+        takes_questions=response.takes_questions,
     )

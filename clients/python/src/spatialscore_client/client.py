@@ -19,8 +19,8 @@ from .base import SERVICE, UNARY, BaseClient
 from .calls import Ask, Attempts, Begin, Land, Send, Steps
 from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure, SpatialScoreError
-from .images import Pictures
-from .plan import Batch
+from .images import Picture, Pictures
+from .plan import Batch, Questions
 from .scores import ModelInfo, Score, Scores, StreamedScore
 from .stream import Pending, StreamItem
 
@@ -38,13 +38,19 @@ class SpatialScoreClient(BaseClient):
 
     def score(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None,
         images: Pictures,
         *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
         timeout: float | None = None,
         traceparent: str | None = None,
     ) -> Scores:
         """The scores of pictures, in order. One prompt stands for all of them, or there is one for each.
+
+        `references` are for models that compare: for each picture those that the model reads before it, such as the
+        picture before the edit. `questions` are for models that read the probability of answers: the same for all
+        pictures, or a list for each; `prompts` may be None then, and each question is a component of the score.
 
         `timeout` is for the whole call, in seconds, and stands in place of the client's own.
 
@@ -52,7 +58,7 @@ class SpatialScoreClient(BaseClient):
         failed, and TypeError or ValueError where prompts and images do not fit each other.
         """
         deadline = self._deadline(timeout)
-        items = plan.items(prompts, images)
+        items = plan.items(prompts, images, references, questions)
         if not items:
             return Scores([])
         with _Call(self, traceparent) as call:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ._proto import spatialscore as pb
 from .errors import ItemFailure, ItemsFailedError
-from .images import Codec, PictureError, Pictures, Source, sources
+from .images import Codec, Encoded, Picture, PictureError, Pictures, Source, source, sources
 from .scores import Limits
 from .settings import Priority
 
@@ -19,11 +19,44 @@ _OVERHEAD = 64
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about a picture, for models that read the probability of answers."""
+
+    text: str
+    """Stands where the prompt goes."""
+    answers: Sequence[str] = ()
+    """The answers whose probability is read, each by its first token; none: the profile's, as a rule forms of Yes."""
+
+
+Questions = Sequence[str | Question]
+"""Questions about one picture, which is read once for all of them."""
+
+
+@dataclass(frozen=True)
 class Item:
-    """One picture and its prompt."""
+    """One picture and its prompt, and what belongs to it."""
 
     prompt: str
     source: Source
+    references: tuple[Source, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    def encode(self, codec: Codec) -> Encodings:
+        """Its pictures as they are sent. Raises PictureError."""
+        return Encodings(self.source.encode(codec), tuple(each.encode(codec) for each in self.references))
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """The pictures of one item as they are sent."""
+
+    judged: Encoded
+    references: tuple[Encoded, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return len(self.judged.data) + sum(len(each.data) for each in self.references)
 
 
 @dataclass(frozen=True)
@@ -35,14 +68,24 @@ class Batch:
     request: pb.ScoreRequest
 
 
-def items(prompts: str | Sequence[str], images: Pictures) -> list[Item]:
+def items(
+    prompts: str | Sequence[str] | None,
+    images: Pictures,
+    references: Sequence[Sequence[Picture]] | None = None,
+    questions: Questions | Sequence[Questions] | None = None,
+) -> list[Item]:
     """The items of a call.
 
-    Raises TypeError or ValueError where prompts and images do not fit each other, and ItemsFailedError with every
-    picture that is not of a form we send.
+    Raises TypeError or ValueError where they do not fit each other, and ItemsFailedError with every picture that
+    is not of a form we send.
     """
     found = sources(images)
+    if prompts is None:
+        if questions is None:
+            raise TypeError("prompts is None; only questions need no prompt")
+        prompts = ""
     texts = [prompts] * len(found) if isinstance(prompts, str) else list(prompts)
+    asked = _questions(questions, len(found))
     if len(texts) != len(found):
         raise ValueError(f"{len(texts)} prompts for {len(found)} images")
     for index, text in enumerate(texts):
@@ -52,9 +95,70 @@ def items(prompts: str | Sequence[str], images: Pictures) -> list[Item]:
     failures += [
         refusal(index, "the prompt is not valid Unicode") for index, text in enumerate(texts) if _broken(text)
     ]
+    before, refused = _references(references, len(found))
+    failures += refused
     if failures:
         raise ItemsFailedError(failures, [None] * len(found))
-    return [Item(text, source) for text, source in zip(texts, found, strict=True) if isinstance(source, Source)]
+    parts = zip(texts, found, before, asked, strict=True)
+    return [Item(text, judged, refs, qs) for text, judged, refs, qs in parts if isinstance(judged, Source)]
+
+
+def _references(
+    references: Sequence[Sequence[Picture]] | None, count: int
+) -> tuple[list[tuple[Source, ...]], list[ItemFailure]]:
+    """The pictures before each item's own, and those that cannot be sent."""
+    if references is None:
+        return [()] * count, []
+    if len(references) != count:
+        raise ValueError(f"{len(references)} lists of references for {count} images")
+    before: list[tuple[Source, ...]] = []
+    failures = []
+    for index, pictures in enumerate(references):
+        if isinstance(pictures, (str, bytes, dict)):
+            raise TypeError(
+                f"references {index} is a {type(pictures).__name__}; give a list of pictures for each image"
+            )
+        try:
+            before.append(tuple(source(picture) for picture in pictures))
+        except PictureError as error:
+            before.append(())
+            failures.append(refusal(index, f"a reference: {error}"))
+    return before, failures
+
+
+def _questions(questions: Questions | Sequence[Questions] | None, count: int) -> list[tuple[Question, ...]]:
+    """The questions of each item: the same for all, or a list for each."""
+    if questions is None:
+        return [()] * count
+    if isinstance(questions, str):
+        raise TypeError("questions is a str; give a list of questions, or one for each image")
+    if all(isinstance(each, (str, Question)) for each in questions):
+        return [tuple(map(_question, questions))] * count
+    if len(questions) != count:
+        raise ValueError(f"{len(questions)} lists of questions for {count} images")
+    return [tuple(map(_question, each)) for each in questions]  # type: ignore[arg-type]
+
+
+def _question(question: object) -> Question:
+    if isinstance(question, Question):
+        return question
+    if isinstance(question, str):
+        return Question(question)
+    raise TypeError(f"a question is a {type(question).__name__}, not a str or a Question")
+
+
+def write(message: pb.ScoreItem, item: Item, pictures: Encodings) -> None:
+    """Writes all of an item but its prompt."""
+    pictures.judged.write(message.image)
+    for each in pictures.references:
+        each.write(message.references.add())
+    for question in item.questions:
+        message.questions.add(text=question.text, answers=list(question.answers))
+
+
+def _text_size(item: Item) -> int:
+    texts = [text for question in item.questions for text in (question.text, *question.answers)]
+    return sum(len(text.encode()) + 8 for text in texts)
 
 
 def _broken(text: str) -> bool:
@@ -104,10 +208,11 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Prio
     start, request, size = 0, pb.ScoreRequest(prompt=shared, priority=urgency), base
     for index, item in enumerate(wanted):
         try:
-            picture = item.source.encode(codec)
+            pictures = item.encode(codec)
         except PictureError as error:
             raise ItemsFailedError([refusal(index, str(error))], [None] * len(wanted)) from error
-        bytes_more = len(picture.data) + (0 if shared is not None else len(item.prompt.encode())) + _OVERHEAD
+        bytes_more = pictures.size + _text_size(item) + _OVERHEAD * (1 + len(item.references))
+        bytes_more += 0 if shared is not None else len(item.prompt.encode())
         if base + bytes_more > limits.max_message_bytes:
             text = f"takes {base + bytes_more} bytes; the server takes messages of {limits.max_message_bytes}"
             raise ItemsFailedError([refusal(index, text)], [None] * len(wanted))
@@ -117,6 +222,6 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Prio
         message = request.items.add()
         if shared is None:
             message.prompt = item.prompt
-        picture.write(message.image)
+        write(message, item, pictures)
         size += bytes_more
     yield Batch(start, request)

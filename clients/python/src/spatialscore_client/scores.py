@@ -8,6 +8,18 @@ from typing import Any, overload
 
 
 @dataclass(frozen=True)
+class Component:
+    """A named part of a score."""
+
+    name: str
+    """The name of a pass of the model's profile, or the text of a question."""
+    mean: float
+    """As of a score."""
+    stddev: float | None
+    """As of a score."""
+
+
+@dataclass(frozen=True)
 class Score:
     """The reward of one picture."""
 
@@ -15,6 +27,8 @@ class Score:
     """The SpatialScore: higher is better. Unbounded, on the checkpoint's own scale, often negative."""
     stddev: float | None
     """The standard deviation of the Gaussian reward; None where the checkpoint gives a scalar."""
+    components: tuple[Component, ...] = ()
+    """What the mean is made of, where the model reads an item several times: its passes, or the item's questions."""
 
 
 class Scores(Sequence[Score]):
@@ -33,6 +47,17 @@ class Scores(Sequence[Score]):
         """The standard deviations; None where the checkpoint gives a scalar."""
         found = [score.stddev for score in self._scores if score.stddev is not None]
         return found if len(found) == len(self._scores) else None
+
+    @property
+    def components(self) -> dict[str, list[float]]:
+        """The means of each component by its name, where all items have the same; they are never averaged here."""
+        names = {tuple(part.name for part in score.components) for score in self._scores}
+        if len(names) != 1:
+            return {}
+        return {
+            name: [score.components[place].mean for score in self._scores]
+            for place, name in enumerate(next(iter(names)))
+        }
 
     def numpy(self) -> tuple[Any, Any]:
         """Means and standard deviations as float32 arrays of shape (n,); the second may be None. Needs numpy."""
@@ -109,3 +134,11 @@ class ModelInfo:
     notice: str
     server_version: str
     limits: Limits
+    profile: str = ""
+    """What the reward is read by."""
+    pictures: int = 1
+    """How many pictures an item has, the judged one among them."""
+    components: tuple[str, ...] = ()
+    """The names of a score's components."""
+    takes_questions: bool = False
+    """Whether an item may have questions."""

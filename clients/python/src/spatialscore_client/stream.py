@@ -15,8 +15,8 @@ from .images import Codec, Picture, PictureError, source
 from .scores import Limits, StreamedScore
 from .settings import Priority
 
-StreamItem = Union["tuple[str, Picture]", "Sequence[Any]"]
-"""What a stream takes: a prompt and a picture."""
+StreamItem = Union["tuple[str, Picture]", "tuple[str, Picture, Sequence[Picture]]", "Sequence[Any]"]
+"""What a stream takes: a prompt and a picture, and behind them the references, where the model reads any."""
 
 
 class Pending:
@@ -44,21 +44,26 @@ class Pending:
         index = self._count
         if not isinstance(item, Sequence) or isinstance(item, (str, bytes, bytearray, memoryview)):
             raise TypeError(f"item {index} is a {type(item).__name__}; give a pair: (prompt, picture)")
-        if len(item) != 2:
+        if len(item) not in (2, 3):
             raise TypeError(f"item {index} has {len(item)} parts; give a pair: (prompt, picture)")
-        prompt, picture = item
+        prompt, picture, *more = item
+        references = more[0] if more else ()
+        if not isinstance(references, Sequence) or isinstance(references, (str, bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"item {index} has a {type(references).__name__} as its references, not a list of pictures"
+            )
         if not isinstance(prompt, str):
             raise TypeError(f"item {index} has a {type(prompt).__name__} as its prompt, not a str")
         try:
-            checked = plan.Item(prompt, source(picture))
+            checked = plan.Item(prompt, source(picture), tuple(source(reference) for reference in references))
             if refused := plan.check(index, checked, self._limits):
                 raise ItemsFailedError([refused], [])
-            picture_bytes = checked.source.encode(self._codec)
+            pictures = checked.encode(self._codec)
         except (PictureError, UnicodeEncodeError) as error:
             raise ItemsFailedError([plan.refusal(index, str(error))], []) from error
         message = pb.ScoreStreamRequest(id=str(index), priority=self._priority)
         message.item.prompt = prompt
-        picture_bytes.write(message.item.image)
+        plan.write(message.item, checked, pictures)
         if message.ByteSize() > self._limits.max_message_bytes:
             text = f"takes {message.ByteSize()} bytes; the server takes messages of {self._limits.max_message_bytes}"
             raise ItemsFailedError([plan.refusal(index, text)], [])

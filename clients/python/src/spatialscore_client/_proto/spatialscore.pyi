@@ -23,12 +23,14 @@ class RewardOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REWARD_OUTPUT_UNSPECIFIED: _ClassVar[RewardOutput]
     REWARD_OUTPUT_GAUSSIAN: _ClassVar[RewardOutput]
     REWARD_OUTPUT_SCALAR: _ClassVar[RewardOutput]
+    REWARD_OUTPUT_PROBABILITY: _ClassVar[RewardOutput]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_TRAINING: Priority
 PRIORITY_EVALUATION: Priority
 REWARD_OUTPUT_UNSPECIFIED: RewardOutput
 REWARD_OUTPUT_GAUSSIAN: RewardOutput
 REWARD_OUTPUT_SCALAR: RewardOutput
+REWARD_OUTPUT_PROBABILITY: RewardOutput
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw")
@@ -49,12 +51,24 @@ class RawImage(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., rgb8: _Optional[bytes] = ...) -> None: ...
 
 class ScoreItem(_message.Message):
-    __slots__ = ("prompt", "image")
+    __slots__ = ("prompt", "image", "references", "questions")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     image: Image
-    def __init__(self, prompt: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ...) -> None: ...
+    references: _containers.RepeatedCompositeFieldContainer[Image]
+    questions: _containers.RepeatedCompositeFieldContainer[Question]
+    def __init__(self, prompt: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping[str, object]]] = ..., references: _Optional[_Iterable[_Union[Image, _Mapping[str, object]]]] = ..., questions: _Optional[_Iterable[_Union[Question, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("text", "answers")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    answers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, text: _Optional[str] = ..., answers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("prompt", "items", "priority")
@@ -67,12 +81,24 @@ class ScoreRequest(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("mean", "stddev")
+    __slots__ = ("mean", "stddev", "components")
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STDDEV_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     mean: float
     stddev: float
-    def __init__(self, mean: _Optional[float] = ..., stddev: _Optional[float] = ...) -> None: ...
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    def __init__(self, mean: _Optional[float] = ..., stddev: _Optional[float] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping[str, object]]]] = ...) -> None: ...
+
+class Component(_message.Message):
+    __slots__ = ("name", "mean", "stddev")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STDDEV_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    mean: float
+    stddev: float
+    def __init__(self, name: _Optional[str] = ..., mean: _Optional[float] = ..., stddev: _Optional[float] = ...) -> None: ...
 
 class ScoreResult(_message.Message):
     __slots__ = ("score", "error")
@@ -125,7 +151,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens", "max_prompt_tokens", "max_image_bytes", "max_calls_per_caller")
+    __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens", "max_prompt_tokens", "max_image_bytes", "max_calls_per_caller", "max_questions_per_item")
     MAX_ITEMS_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +160,7 @@ class Limits(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CALLS_PER_CALLER_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUESTIONS_PER_ITEM_FIELD_NUMBER: _ClassVar[int]
     max_items_per_request: int
     max_message_bytes: int
     max_prompt_bytes: int
@@ -142,10 +169,11 @@ class Limits(_message.Message):
     max_prompt_tokens: int
     max_image_bytes: int
     max_calls_per_caller: int
-    def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_calls_per_caller: _Optional[int] = ...) -> None: ...
+    max_questions_per_item: int
+    def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_calls_per_caller: _Optional[int] = ..., max_questions_per_item: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits")
+    __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits", "profile", "pictures", "components", "takes_questions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +183,10 @@ class GetModelResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     revision: str
@@ -164,4 +196,8 @@ class GetModelResponse(_message.Message):
     notice: str
     server_version: str
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[RewardOutput, str]] = ..., notice: _Optional[str] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ...) -> None: ...
+    profile: str
+    pictures: int
+    components: _containers.RepeatedScalarFieldContainer[str]
+    takes_questions: bool
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[RewardOutput, str]] = ..., notice: _Optional[str] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., profile: _Optional[str] = ..., pictures: _Optional[int] = ..., components: _Optional[_Iterable[str]] = ..., takes_questions: _Optional[bool] = ...) -> None: ...
