@@ -78,8 +78,8 @@ cuda: .venv/pip/installed ## Add libtorch's CUDA half to .libtorch (2.5 GB)
 build: libtorch .cache/nasm/tried ## Build the server
 	$(CARGO) build --release --bin spatialscore
 
-demo: build ## Start the server, score the sample pictures through its socket, stop it
-	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
+demo: build ## Start servers, score the sample pictures through their sockets, stop them
+	scripts/demo.sh $(BINARY)
 
 serve: build ## Keep a server running on 127.0.0.1:50051
 	$(BINARY) serve
@@ -98,7 +98,7 @@ test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetch
 	    $(CARGO) test --release
 	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
-	scripts/with_server.sh $(BINARY) scripts/demo.sh $(BINARY)
+	scripts/demo.sh $(BINARY)
 	$(MAKE) client-test example-short
 
 FUZZ_SECONDS ?= 300
@@ -126,18 +126,19 @@ $(PACKAGES)/%/installed: scripts/python_env.py tests/reference/packages/%.txt $(
 	@touch $@
 
 SCORE = $(PACKAGES)/$(1)/bin/python tests/reference/real_packages.py $(2) $(PACKAGES)/scores
-COMPARE = $(PYTHON) tests/reference/real_packages.py compare $(PACKAGES)/scores/$(1).json $(PACKAGES)/scores/reference.json
+COMPARE = for ours in reference ours; do $(PYTHON) tests/reference/real_packages.py compare $(PACKAGES)/scores/$(1).json $(PACKAGES)/scores/$$ours.json || exit 1; done
 USED = hpsv3 vqascore $(if $(EDITREWARD)$(GENEVAL2),editreward)
-real-packages: .venv/reference/installed $(USED:%=$(PACKAGES)/%/installed) ## Hold transformers against public rewards (8 GB)
+real-packages: build .venv/reference/installed $(USED:%=$(PACKAGES)/%/installed) ## Hold us and transformers against public rewards (8 GB)
 	.venv/reference/bin/python tests/reference/real_packages.py items $(PACKAGES)/scores $(if $(SEED),--seed $(SEED))
 	$(call SCORE,hpsv3,hpsv3)
 	$(call SCORE,vqascore,vqascore)
 	$(call SCORE,vqascore,sizes)
 	$(if $(EDITREWARD),$(call SCORE,editreward,editreward) --source $(EDITREWARD))
 	$(if $(GENEVAL2),$(call SCORE,editreward,geneval2) --source $(GENEVAL2))
+	.venv/reference/bin/python tests/reference/real_packages.py ours $(PACKAGES)/scores --source $(BINARY)
 	$(call COMPARE,hpsv3)
 	$(call COMPARE,vqascore)
-	$(call COMPARE,sizes)
+	$(PYTHON) tests/reference/real_packages.py compare $(PACKAGES)/scores/sizes.json $(PACKAGES)/scores/reference.json
 	$(if $(EDITREWARD),$(call COMPARE,editreward))
 	$(if $(GENEVAL2),$(call COMPARE,geneval2))
 

@@ -2,10 +2,10 @@
 
     python tests/reference/parity.py [--seed S] [--out DIRECTORY] [--only-make]
 
-Makes what make_fixtures.py, make_processor_fixtures.py and configurations.py make, from a seed drawn at random and
+Makes what make_fixtures.py, make_processor_fixtures.py, make_profiles.py and configurations.py make, from a seed drawn at random and
 printed, and one case more, `qwen`: a tiny model under Qwen's real vocabulary, its 151,643 byte-pair ranks taken from
 PyPI's `dashscope`, with a long list of prompts in OUT/qwen/tokens.json. Then it runs the tests `parity`, `processor`,
-`adapters` and `configurations` on them (SPATIALSCORE_FIXTURES names the directory), which prints the worst difference of
+`adapters`, `profiles` and `configurations` on them (SPATIALSCORE_FIXTURES names the directory), which prints the worst difference of
 every stage, and exits as that does. OUT is target/parity unless told otherwise.
 """
 
@@ -27,6 +27,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 import configurations
 import make_fixtures
 import make_processor_fixtures
+import make_profiles
 from checkpoints import REWARD_TOKEN, add_special_tokens, untrained_tokenizer
 from reference import Reference
 
@@ -115,12 +116,13 @@ def main():
     make_fixtures.make(out, arguments.seed, make_fixtures.ALL)
     make_processor_fixtures.make(out, arguments.seed)
     make_qwen(out, arguments.seed)
+    make_profiles.make(out / "profiles", arguments.seed)
     configurations.make(out, out / "configurations.json")
     if arguments.only_make:
         return
     sys.stdout.flush()
     test = ["cargo", "test", "--release"]
-    test += [word for name in ("parity", "processor", "adapters", "configurations") for word in ("--test", name)]
+    test += [word for name in ("parity", "processor", "adapters", "profiles", "configurations") for word in ("--test", name)]
     test += ["--", "--nocapture"]
     sys.exit(subprocess.run(test, cwd=ROOT, env=os.environ | {"SPATIALSCORE_FIXTURES": str(out)}).returncode)
 

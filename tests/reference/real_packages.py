@@ -2,6 +2,7 @@
 
     real_packages.py items OUT [--seed S] [--count N]    in .venv/reference: checkpoints, pictures, prompts
     real_packages.py PACKAGE OUT [--source DIR]          in the package's own environment: its numbers
+    real_packages.py ours OUT --source BINARY            our server's numbers, in .venv/reference: OUT/ours.json
     real_packages.py compare EXPECTED.json OURS.json [--tolerance T]
 
 `make real-packages` does all of it. `items` empties OUT and puts there: OUT/profiles, the committed fixtures of
@@ -26,9 +27,11 @@ is greater than 1; probabilities within T times themselves. It exits with 1 wher
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import types
 import unittest.mock
@@ -359,6 +362,66 @@ def run_sizes(out, _source):
     return made
 
 
+# Our server
+
+
+def run_ours(out, binary):
+    root = Path(__file__).parents[2]
+    shipped, profiles = root / "src/model/profile/shipped", out / "profiles"
+    items = json.loads((out / "items.json").read_text())
+    made = {}
+
+    def served(checkpoint, profile, base=None, references=False):
+        """The lines of `score` for all items, by a server of a profile that ships."""
+        told = json.loads((shipped / f"{profile}.json").read_text())
+        if base:
+            told["base"] = str((profiles / base).resolve())
+        write(out / "profile.json", told)
+        lines = [
+            {"prompt": item["prompt"], "image": item["image"]} | ({"references": [item["source"]]} if references else {})
+            for item in items
+        ]
+        (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        command = f'"{binary}" score --server http://$SPATIALSCORE_ADDRESS --manifest "{out}/manifest.jsonl" --format json'
+        environment = os.environ | {
+            "SPATIALSCORE__MODEL__CHECKPOINT": str(profiles / checkpoint),
+            "SPATIALSCORE__MODEL__REWARD_CONFIG": str(out / "profile.json"),
+            "SPATIALSCORE__LIMITS__MAX_ITEM_TOKENS": "32768",
+            "SPATIALSCORE__LIMITS__MAX_PROMPT_TOKENS": "32768",
+        }
+        start = [root / "scripts/with_server.sh", binary, "bash", "-c", command]
+        # An item without a score, such as one without a prompt, is a status of 1, and its line says why.
+        done = subprocess.run(start, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        if len(rows) != len(items):
+            sys.exit(f"{profile}: {len(rows)} lines for {len(items)} items")
+        for row in rows:
+            if "error" in row:
+                print(f"{profile}: {row['prompt'][:40]!r}: {row['error']}")
+        return rows
+
+    def pair(row):
+        return None if "error" in row else [row["mean"], row["stddev"]]
+
+    made["hpsv3"] = [pair(row) for row in served("hpsv3", "hpsv3", base="bases/qwen2_vl")]
+    for name, ways in (
+        ("editreward", {"mean": "editreward", "min": "editreward-min", "sum": "editreward-sum"}),
+        ("editreward_shared", {"mean": "editreward-shared"}),
+    ):
+        for way, profile in ways.items():
+            rows = served(name, profile, base="bases/qwen2_5_vl", references=True)
+            made[f"{name}-{way}"] = [pair(row) for row in rows]
+        parts = lambda row: [number for part in row["components"] for number in (part["mean"], part["stddev"])]
+        made[f"{name}-components"] = [None if "error" in row else parts(row) for row in rows]
+    for base in sorted(path.name for path in (profiles / "bases").iterdir()):
+        said = json.loads((profiles / "bases" / base / "generation_config.json").read_text())
+        plain = "vqascore-penalty" if said["repetition_penalty"] != 1.0 else "vqascore"
+        profile, key = ("vqascore-geneval2",) * 2 if base.startswith("qwen3") else (plain, "vqascore")
+        rows = served(f"bases/{base}", profile)
+        made[f"{key}-{base}"] = [None if "error" in row else [row["mean"]] for row in rows]
+    return made
+
+
 # Holding one against the other
 
 
@@ -395,6 +458,7 @@ PACKAGES = {
     "vqascore": run_vqascore,
     "geneval2": run_geneval2,
     "sizes": run_sizes,
+    "ours": run_ours,
 }
 
 
