@@ -43,14 +43,8 @@ impl Processor {
 
     fn question(&self, question: &Question, visual_tokens: &[usize]) -> Result<Branch, ScoreError> {
         let encoder = &self.prompts[0];
-        let id = |answer: &String| {
-            encoder
-                .first_id(answer)
-                .map_err(|e| ScoreError::invalid(QUESTIONS, format!("the answer {} {e}", quoted(answer))))
-        };
-        let mut answers = question.answers.iter().map(id).collect::<Result<Vec<_>, _>>()?;
-        answers.sort_unstable();
-        answers.dedup();
+        let answers =
+            first_ids(&question.answers, encoder).map_err(|reason| ScoreError::invalid(QUESTIONS, reason))?;
         Ok(Branch { input_ids: encoder.encode(&question.text, visual_tokens)?, answers })
     }
 
@@ -107,18 +101,21 @@ fn of_question(n: usize, error: ScoreError) -> ScoreError {
     }
 }
 
-/// The first tokens of a profile's answers, each once.
+/// The first tokens of answers, each once.
+fn first_ids(answers: &[String], encoder: &PromptEncoder) -> Result<Vec<u32>, String> {
+    let id = |answer: &String| {
+        encoder.first_id(answer).map_err(|reason| format!("the answer {} {reason}", quoted(answer)))
+    };
+    let mut ids = answers.iter().map(id).collect::<Result<Vec<_>, _>>()?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The first tokens of a profile's answers.
 pub(super) fn answer_ids(answers: &Answers, encoder: &PromptEncoder) -> Result<AnswerIds, CheckpointError> {
     let ids = |forms: &[String]| {
-        let id = |form: &String| {
-            encoder.first_id(form).map_err(|reason| {
-                CheckpointError::invalid("reward_config.json", format!("the answer {form:?} {reason}"))
-            })
-        };
-        let mut ids = forms.iter().map(id).collect::<Result<Vec<_>, _>>()?;
-        ids.sort_unstable();
-        ids.dedup();
-        Ok::<_, CheckpointError>(ids)
+        first_ids(forms, encoder).map_err(|reason| CheckpointError::invalid("reward_config.json", reason))
     };
     Ok(match answers {
         Answers::Any(forms) => AnswerIds::Any(ids(forms)?),
