@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use golden::{Case, Item};
 use spatialscore::model::checkpoint::CheckpointFiles;
 use spatialscore::model::profile::RewardConfig;
-use spatialscore::model::{RewardModel, Sample, Scorer};
+use spatialscore::model::{Blueprint, RewardModel, Sample, Scorer};
 use spatialscore::processor::{Picture, Processor, ProcessorLimits};
 use tch::{Device, Kind};
 
@@ -115,6 +115,19 @@ fn a_score_does_not_depend_on_its_neighbours() {
         batches += 1;
     }
     assert!(batches >= 6, "only {batches} checkpoints");
+}
+
+/// Where that is asked for. Without it most of these differ in their last bits.
+#[test]
+fn a_batch_invariant_score_is_the_same_to_the_last_bit() {
+    for case in Case::all().into_iter().filter(|case| case.sample(0).is_some()) {
+        let files = CheckpointFiles::open(&case.checkpoint(), None, None).unwrap();
+        let blueprint = Blueprint::open(&files, Device::Cpu, Kind::BFloat16).unwrap().batch_invariant();
+        let mut model = RewardModel::build(blueprint, processor(&case, None).normalisation()).unwrap();
+        let samples = mixed(&case, 24);
+        let alone: Vec<_> = samples.iter().map(|s| model.score(&[s]).unwrap()[0].clone()).collect();
+        assert_eq!(model.score(&samples.iter().collect::<Vec<_>>()).unwrap(), alone, "{}", case.name);
+    }
 }
 
 #[test]

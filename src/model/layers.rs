@@ -3,17 +3,26 @@
 use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{CheckpointError, Weights};
+use super::libtorch_shim::pinned;
 
 /// Copies a tensor from the host's memory to a device without waiting for what the device still has to do.
 ///
 /// A copy from pageable memory waits for all work that was queued before it; one from pinned memory is queued like a
 /// kernel, and libtorch's allocator keeps the source until it is done.
 pub fn upload(host: &Tensor, device: Device) -> Tensor {
-    if device.is_cuda() {
-        host.pin_memory(device).to_device_(device, host.kind(), true, false)
-    } else {
-        host.to_device(device)
+    if !device.is_cuda() {
+        return host.to_device(device);
     }
+    let bytes = host.numel() * host.kind().elt_size_in_bytes();
+    let source = match pinned(bytes) {
+        Some(memory) => {
+            let mut source = memory.view_dtype(host.kind()).view(host.size().as_slice());
+            source.copy_(host);
+            source
+        }
+        None => host.pin_memory(device),
+    };
+    source.to_device_(device, host.kind(), true, false)
 }
 
 /// `torch.nn.Linear`.
@@ -23,6 +32,8 @@ pub struct Linear {
     pub weight: Tensor,
     /// `[out]`.
     pub bias: Option<Tensor>,
+    /// So many rows are computed at a time, always: see [`Weights::tile`].
+    pub tile: Option<i64>,
 }
 
 impl Linear {
@@ -39,12 +50,40 @@ impl Linear {
     pub fn load(weights: &mut Weights, names: &[&str], bias: bool) -> Result<Self, CheckpointError> {
         let keys = |end: &str| names.iter().map(|n| format!("{n}.{end}")).collect::<Vec<_>>();
         let mut take = |end| weights.take_stacked(&keys(end).iter().map(String::as_str).collect::<Vec<_>>());
-        Ok(Self { weight: take("weight")?, bias: if bias { Some(take("bias")?) } else { None } })
+        let weight = take("weight")?;
+        Ok(Self { weight, bias: if bias { Some(take("bias")?) } else { None }, tile: weights.tile })
     }
 
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        match self.tile {
+            None => x.linear(&self.weight, self.bias.as_ref()),
+            Some(tile) => self.forward_in_tiles(x, tile),
+        }
+    }
+
+    /// The last tile is filled up with zeros. What a row gives depends neither on the others nor on its place among them;
+    /// it can depend on how many there are, by which libraries choose how they compute.
+    fn forward_in_tiles(&self, x: &Tensor, tile: i64) -> Tensor {
+        let (rows, width) = (x.size()[0], x.size()[1]);
+        let tiles = (rows + tile - 1) / tile;
+        let output = Tensor::empty([tiles * tile, self.weight.size()[0]], (x.kind(), x.device()));
+        let weight = self.weight.tr();
+        for start in (0..tiles).map(|n| n * tile) {
+            let count = tile.min(rows - start);
+            let mut part = x.narrow(0, start, count);
+            if count < tile {
+                let filled = Tensor::zeros([tile, width], (x.kind(), x.device()));
+                filled.narrow(0, 0, count).copy_(&part);
+                part = filled;
+            }
+            let target = output.narrow(0, start, tile);
+            let _ = match &self.bias {
+                Some(bias) => bias.addmm_out(&target, &part, &weight),
+                None => part.mm_out(&target, &weight),
+            };
+        }
+        output.narrow(0, 0, rows)
     }
 
     /// `x` plus the layer's output for `y`, in the memory of `x`.
@@ -61,13 +100,27 @@ impl Linear {
             let rest = t.narrow(0, heads * width, t.size()[0] - heads * width);
             Tensor::cat(&[turned.transpose(1, 2).flatten(0, 2), rest], 0)
         };
-        Self { weight: reorder(self.weight), bias: self.bias.map(reorder) }
+        Self { weight: reorder(self.weight), bias: self.bias.map(reorder), ..self }
     }
 
     /// The layer that gives only `count` of the outputs, from `start` on. Shares its weights.
     pub fn narrow(&self, start: i64, count: i64) -> Self {
         let narrow = |t: &Tensor| t.narrow(0, start, count);
-        Self { weight: narrow(&self.weight), bias: self.bias.as_ref().map(narrow) }
+        Self { weight: narrow(&self.weight), bias: self.bias.as_ref().map(narrow), tile: self.tile }
+    }
+
+    /// The layer with `count` outputs more, all zero.
+    fn with_more_outputs(self, count: i64) -> Self {
+        let more = |t: Tensor| {
+            let shape = [&[count], &t.size()[1..]].concat();
+            Tensor::cat(&[&t, &Tensor::zeros(shape, (t.kind(), t.device()))], 0)
+        };
+        Self { weight: more(self.weight), bias: self.bias.map(more), ..self }
+    }
+
+    /// The layer with `count` inputs more, which change nothing.
+    fn with_more_inputs(self, count: i64) -> Self {
+        Self { weight: self.weight.constant_pad_nd([0, count]), ..self }
     }
 }
 
@@ -132,6 +185,10 @@ impl HeadNorm {
 
     /// `[rows, heads, width]` to the same. What the order of a head's numbers is changes no mean.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if x.device().is_cuda() {
+            let unweighted = None::<&Tensor>;
+            return x.rms_norm(&x.size()[2..], unweighted, self.eps) * &self.weight;
+        }
         normed(x, self.eps) * &self.weight
     }
 }
@@ -213,26 +270,65 @@ impl PlainMlp {
 /// The gated MLP of the decoder and of Qwen2.5-VL's vision tower: `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
 pub struct GatedMlp {
-    gate_up: Linear,
+    gate_up: GateUp,
     down: Linear,
 }
+
+/// The two layers that read the MLP's input.
+#[derive(Debug)]
+enum GateUp {
+    /// In one product: on the CPU.
+    Stacked(Linear),
+    /// In two, each of whose outputs lies in one piece: a GPU's elementwise kernels read that several times as fast as
+    /// the halves of a row.
+    Apart { gate: Linear, up: Linear },
+}
+
+/// A GPU's matrix products are fast where a row is a multiple of 16 bytes. Where the inner width is not one of this many
+/// numbers, it is filled up to a multiple of [`INNER_TILE`], the largest tile's side.
+const INNER_ALIGNMENT: i64 = 8;
+const INNER_TILE: i64 = 128;
 
 impl GatedMlp {
     /// Takes the weights of the MLP `name`.
     pub fn load(weights: &mut Weights, name: &str, bias: bool) -> Result<Self, CheckpointError> {
         let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("{name}.{part}_proj"));
+        if weights.device.is_cuda() {
+            let mut load = |name: &str| Linear::load(weights, &[name], bias);
+            return Ok(Self::apart([load(&gate)?, load(&up)?, load(&down)?]));
+        }
         Ok(Self {
-            gate_up: Linear::load(weights, &[&gate, &up], bias)?,
+            gate_up: GateUp::Stacked(Linear::load(weights, &[&gate, &up], bias)?),
             down: Linear::load(weights, &[&down], bias)?,
         })
     }
 
+    fn apart([gate, up, down]: [Linear; 3]) -> Self {
+        let inner = gate.weight.size()[0];
+        let missing = if inner % INNER_ALIGNMENT == 0 { 0 } else { INNER_TILE - inner % INNER_TILE };
+        if missing == 0 {
+            return Self { gate_up: GateUp::Apart { gate, up }, down };
+        }
+        // silu(0) · 0 = 0, whatever `down` makes of it.
+        let [gate, up] = [gate, up].map(|layer| layer.with_more_outputs(missing));
+        Self { gate_up: GateUp::Apart { gate, up }, down: down.with_more_inputs(missing) }
+    }
+
     /// `x` plus the MLP's output for `y`, in the memory of `x`; all are `[rows, width]`.
     pub fn add_to(&self, x: Tensor, y: &Tensor) -> Tensor {
-        let both = self.gate_up.forward(y);
-        let half = both.size()[1] / 2;
-        let mut inner = both.narrow(-1, 0, half).silu();
-        inner *= both.narrow(-1, half, half);
+        let mut inner;
+        match &self.gate_up {
+            GateUp::Stacked(both) => {
+                let both = both.forward(y);
+                let half = both.size()[1] / 2;
+                inner = both.narrow(-1, 0, half).silu();
+                inner *= both.narrow(-1, half, half);
+            }
+            GateUp::Apart { gate, up } => {
+                inner = gate.forward(y).silu_();
+                inner *= up.forward(y);
+            }
+        }
         self.down.add_to(x, &inner)
     }
 }
@@ -254,7 +350,57 @@ pub fn turns(angles: &Tensor) -> Tensor {
 mod tests {
     use tch::{Device, Kind, Tensor};
 
-    use super::{HeadNorm, Linear, rotate, turns};
+    use super::{GateUp, GatedMlp, HeadNorm, Linear, rotate, turns};
+
+    fn layer(out: i64, input: i64) -> Linear {
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        Linear { weight: randn(&[out, input]), bias: Some(randn(&[out])), tile: None }
+    }
+
+    /// What a GPU computes: two products in place of one, filled up to whole tiles.
+    #[test]
+    fn an_mlp_of_parts_is_the_mlp() {
+        let (x, y) = (Tensor::zeros([3, 7], (Kind::Float, Device::Cpu)), layer(3, 7).weight);
+        for inner in [16, 20] {
+            let [gate, up, down] = [layer(inner, 7), layer(inner, 7), layer(7, inner)];
+            let stack = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 0);
+            let (gate_bias, up_bias) = (gate.bias.as_ref().unwrap(), up.bias.as_ref().unwrap());
+            let stacked = Linear {
+                weight: stack(&gate.weight, &up.weight),
+                bias: Some(stack(gate_bias, up_bias)),
+                tile: None,
+            };
+            let copy = Linear {
+                weight: down.weight.copy(),
+                bias: down.bias.as_ref().map(Tensor::shallow_clone),
+                tile: None,
+            };
+            let whole = GatedMlp { gate_up: GateUp::Stacked(stacked), down: copy }.add_to(x.copy(), &y);
+            let parts = GatedMlp::apart([gate, up, down]);
+            assert_eq!(parts.down.weight.size()[1], if inner == 16 { 16 } else { 128 });
+            assert!(parts.add_to(x.copy(), &y).allclose(&whole, 1e-5, 1e-5, false));
+        }
+    }
+
+    /// To the last bit, wherever a row stands and whatever stands beside it.
+    #[test]
+    fn a_row_of_a_tile_is_the_same_among_any_others() {
+        for bias in [true, false] {
+            let mut layer = Linear { tile: Some(16), ..layer(33, 130) };
+            if !bias {
+                layer.bias = None;
+            }
+            let x = Tensor::randn([50, 130], (Kind::Float, Device::Cpu));
+            let all = layer.forward(&x);
+            assert_eq!(all.size(), [50, 33]);
+            for row in [0, 15, 16, 49] {
+                assert!(layer.forward(&x.narrow(0, row, 1)).equal(&all.narrow(0, row, 1)));
+            }
+            assert!(layer.forward(&x.narrow(0, 7, 40)).equal(&all.narrow(0, 7, 40)));
+            let plain = Linear { tile: None, ..layer };
+            assert!(plain.forward(&x).allclose(&all, 1e-5, 1e-5, false));
+        }
+    }
 
     /// The reference's own form, on the order of numbers that the checkpoint has.
     #[test]
@@ -262,8 +408,7 @@ mod tests {
         let (rows, heads, width) = (5, 3, 8);
         let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu)).to_kind(Kind::Float);
         let (x, angles) = (randn(&[rows, 7]), randn(&[rows, width / 2]));
-        let layer =
-            Linear { weight: randn(&[(heads + 1) * width, 7]), bias: Some(randn(&[(heads + 1) * width])) };
+        let layer = layer((heads + 1) * width, 7);
         let plain = layer.forward(&x).unflatten(1, [heads + 1, width]);
         let halves = plain.narrow(1, 0, heads).unflatten(-1, [2, width / 2]);
         let [first, second] = [0, 1].map(|half| halves.select(2, half));

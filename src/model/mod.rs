@@ -8,6 +8,7 @@ pub mod backbone;
 pub mod checkpoint;
 mod cpu_parallel;
 mod layers;
+mod libtorch_shim;
 pub mod profile;
 pub mod readout;
 mod reward_model;

@@ -55,6 +55,14 @@ pub struct Arguments {
     /// The branch, tag or commit of a hub id.
     #[arg(long, value_name = "REVISION", conflicts_with = "random_weights")]
     revision: Option<String>,
+    /// How its reward is read: a profile that ships, or a file, in place of the checkpoint's own.
+    #[arg(
+        long,
+        visible_alias = "reward-config",
+        value_name = "NAME|FILE",
+        conflicts_with = "random_weights"
+    )]
+    profile: Option<String>,
     /// A model of this shape with random weights, made on the device, in place of a checkpoint.
     #[arg(long, value_name = "SHAPE", value_enum)]
     random_weights: Option<RandomWeights>,
@@ -67,6 +75,9 @@ pub struct Arguments {
     /// Threads of a forward on the CPU, 0 for one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: u16,
+    /// Compute so that a score is the same to the last bit whatever its batch.
+    #[arg(long)]
+    batch_invariant: bool,
     /// Sides of the square pictures, in pixels.
     #[arg(long, value_name = "PIXELS", value_delimiter = ',', default_values_t = [448, 1024],
         value_parser = clap::value_parser!(u32).range(1..=8192))]
@@ -153,15 +164,22 @@ pub fn run(arguments: Arguments) -> ExitCode {
 impl Subject {
     fn load(arguments: &Arguments, device: Device) -> Result<Self, CheckpointError> {
         let kind = arguments.dtype.on(device);
+        let set_up = |blueprint: Blueprint| {
+            if arguments.batch_invariant { blueprint.batch_invariant() } else { blueprint }
+        };
         if let Some(shape) = arguments.random_weights {
-            let blueprint = Blueprint::random(shape.into(), device, kind)?;
+            let blueprint = set_up(Blueprint::random(shape.into(), device, kind)?);
             let config = blueprint.config.clone();
             let normalisation = Normalisation { mean: [0.5; 3], std: [0.25; 3], rescale: 1.0 / 255.0 };
             let model = RewardModel::build(blueprint, normalisation)?;
             return Ok(Self { model, config, processor: None, device, kind });
         }
-        let files = profile::open(&arguments.checkpoint, arguments.revision.as_deref(), None)?;
-        let blueprint = Blueprint::open(&files, device, kind)?;
+        let files = profile::open(
+            &arguments.checkpoint,
+            arguments.revision.as_deref(),
+            arguments.profile.as_deref(),
+        )?;
+        let blueprint = set_up(Blueprint::open(&files, device, kind)?);
         let config = blueprint.config.clone();
         let limits = ProcessorLimits {
             max_prompt_bytes: 1 << 16,

@@ -13,6 +13,7 @@ use super::files::no_weights;
 use super::folder::{Folder, Opened, refuse_pointer};
 use super::shards::{INDEX, WEIGHTS, weight_files};
 use super::{CheckpointError, CheckpointFiles};
+use crate::model::libtorch_shim::{bytes_of, pinned};
 
 /// Bytes read at a time: what loading needs of the host's memory beside the weights. Small enough that the allocator
 /// keeps the buffers from one chunk to the next.
@@ -260,7 +261,7 @@ impl Inventory {
     pub(super) fn is_finite(&self, name: &str) -> Result<bool, CheckpointError> {
         let mut finite = true;
         if let Some(entry) = self.tensors.get(name) {
-            entry.chunks(|chunk, _| finite &= is_finite(&chunk))?;
+            entry.chunks(Device::Cpu, |chunk, _| finite &= is_finite(&chunk))?;
         }
         Ok(finite)
     }
@@ -274,12 +275,23 @@ impl Inventory {
             entry.draw_into(target);
             return Ok(());
         }
-        let flat = target.view([-1]);
+        let (flat, device) = (target.view([-1]), target.device());
         let mut finite = true;
-        entry.chunks(|chunk, start| {
-            finite &= is_finite(&chunk);
+        // Of each chunk on the device, which is asked once, behind the last: until then chunks follow one another there
+        // while the next is read.
+        let mut finite_there: Option<Tensor> = None;
+        entry.chunks(device, |chunk, start| {
+            let chunk = chunk.to_device_(device, chunk.kind(), true, false);
+            if device.is_cuda() {
+                let all = chunk.isfinite().all();
+                finite_there =
+                    Some(finite_there.take().map_or_else(|| all.shallow_clone(), |f| f.logical_and(&all)));
+            } else {
+                finite &= is_finite(&chunk);
+            }
             flat.narrow(0, start, chunk.size()[0]).copy_(&chunk);
         })?;
+        finite &= finite_there.is_none_or(|finite| bool::try_from(finite).unwrap_or(false));
         if finite { Ok(()) } else { Err(CheckpointError::Tensors(vec![entry.fault(Problem::NonFinite)])) }
     }
 
@@ -318,15 +330,16 @@ impl Entry {
         if self.key == other.key || (&self.shape, self.kind) != (&other.shape, other.kind) {
             return Ok(false);
         }
-        let mut buffers = [Vec::new(), Vec::new()];
-        let [one, two] = &mut buffers;
         let length = self.len();
-        let io = |e| CheckpointError::io(&self.file, e);
         if length > CHUNK as u64 {
             return Ok(false);
         }
-        let mine = self.bytes.slice(self.offset, length as usize, one).map_err(io)?;
-        Ok(mine == other.bytes.slice(other.offset, length as usize, two).map_err(io)?)
+        let read = |entry: &Self| {
+            let mut bytes = vec![0; length as usize];
+            entry.bytes.read(entry.offset, &mut bytes).map_err(|e| CheckpointError::io(&self.file, e))?;
+            Ok(bytes)
+        };
+        Ok(read(self)? == read(other)?)
     }
 
     fn draw_into(&self, target: &Tensor) {
@@ -341,19 +354,16 @@ impl Entry {
     }
 
     /// Hands over the values in flat pieces, each with its place in the tensor.
-    fn chunks(&self, mut take: impl FnMut(Tensor, i64)) -> Result<(), CheckpointError> {
+    fn chunks(&self, device: Device, mut take: impl FnMut(Tensor, i64)) -> Result<(), CheckpointError> {
         let size = self.kind.elt_size_in_bytes();
-        let mut buffer = Vec::new();
         let mut done = 0;
         while done < self.len() {
             let length = (self.len() - done).min(CHUNK as u64) as usize;
-            let chunk = self
-                .bytes
-                .slice(self.offset + done, length, &mut buffer)
-                .map_err(|e| CheckpointError::io(&self.file, e))?;
-            let values = Tensor::f_from_data_size(chunk, &[(length / size) as i64], self.kind)
-                .map_err(|e| CheckpointError::invalid(&self.file, format!("{}: {e}", self.key)))?;
-            take(values, (done / size as u64) as i64);
+            let mut chunk = host_memory(length, device);
+            let io = |e| CheckpointError::io(&self.file, e);
+            let memory = bytes_of(&mut chunk).ok_or_else(|| io(std::io::ErrorKind::OutOfMemory.into()))?;
+            self.bytes.read(self.offset + done, memory).map_err(io)?;
+            take(chunk.view_dtype(self.kind), (done / size as u64) as i64);
             done += length as u64;
         }
         Ok(())
@@ -369,18 +379,18 @@ impl Bytes {
         }
     }
 
-    fn slice<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> std::io::Result<&'a [u8]> {
+    /// Fills `into` with what lies from `offset` on.
+    fn read(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let end = || std::io::ErrorKind::UnexpectedEof.into();
         match self {
-            Self::File(file) => {
-                buffer.resize(length, 0);
-                file.read_exact_at(buffer, offset)?;
-                Ok(buffer)
+            Self::File(file) => file.read_exact_at(into, offset),
+            Self::Static(data) => {
+                let start = usize::try_from(offset).map_err(|_| end())?;
+                let part = start.checked_add(into.len()).and_then(|stop| data.get(start..stop));
+                into.copy_from_slice(part.ok_or_else(end)?);
+                Ok(())
             }
-            Self::Static(data) => usize::try_from(offset)
-                .ok()
-                .and_then(|start| data.get(start..start.checked_add(length)?))
-                .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
-            Self::Random => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Self::Random => Err(end()),
         }
     }
 }
@@ -392,14 +402,15 @@ fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
     let io = |e| CheckpointError::io(file, e);
     let truncated = |what: &str| CheckpointError::invalid(file, format!("truncated: {what}"));
     let size = bytes.len().map_err(io)?;
-    let mut buffer = Vec::new();
     if size < 8 {
         return Err(truncated("a safetensors file has at least 8 bytes"));
     }
-    let prefix: [u8; 8] = bytes.slice(0, 8, &mut buffer).map_err(io)?.try_into().unwrap_or_default();
+    let mut prefix = [0; 8];
+    bytes.read(0, &mut prefix).map_err(io)?;
     let header = u64::from_le_bytes(prefix);
-    let start = bytes.slice(0, size.min(64) as usize, &mut buffer).map_err(io)?;
-    refuse_pointer(start, file)?;
+    let mut start = vec![0; size.min(64) as usize];
+    bytes.read(0, &mut start).map_err(io)?;
+    refuse_pointer(&start, file)?;
     if header > MAX_HEADER {
         return Err(CheckpointError::invalid(
             file,
@@ -409,9 +420,9 @@ fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
     if size < 8 + header {
         return Err(truncated(&format!("{size} bytes, the header alone takes {}", 8 + header)));
     }
-    let mut buffer = Vec::new();
-    let json = bytes.slice(8, header as usize, &mut buffer).map_err(io)?;
-    let metadata: Metadata = serde_json::from_slice(json)
+    let mut json = vec![0; header as usize];
+    bytes.read(8, &mut json).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&json)
         .map_err(|e| CheckpointError::invalid(file, format!("its header: {e}")))?;
     let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets);
@@ -449,6 +460,12 @@ fn read_header(bytes: &Bytes, file: &str) -> Result<Header, CheckpointError> {
         ));
     }
     Ok(list)
+}
+
+/// Bytes of the host, from where `device` can copy them while the host goes on.
+fn host_memory(bytes: usize, device: Device) -> Tensor {
+    let pinned = device.is_cuda().then(|| pinned(bytes)).flatten();
+    pinned.unwrap_or_else(|| Tensor::empty([bytes as i64], (Kind::Uint8, Device::Cpu)))
 }
 
 fn is_finite(values: &Tensor) -> bool {

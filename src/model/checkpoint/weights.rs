@@ -21,6 +21,9 @@ pub struct Weights {
     pub device: Device,
     /// The number format of the backbone.
     pub kind: Kind,
+    /// So many rows of a product are computed at a time, whatever the batch, so that what a row gives does not depend on
+    /// how many others there are. `None`: all at once.
+    pub tile: Option<i64>,
 }
 
 impl Weights {
@@ -41,13 +44,13 @@ impl Weights {
             let adapter = Adapter::open(folder, &mut inventory, &mut adapters, &canonical, tied)?;
             adapters.push(adapter);
         }
-        Ok(Self { inventory, adapters, taken: BTreeSet::new(), device, kind })
+        Ok(Self { inventory, adapters, taken: BTreeSet::new(), device, kind, tile: None })
     }
 
     /// Random weights of these names and shapes, made on the device: for measuring it without a checkpoint.
     pub fn random(tensors: Vec<(String, Vec<i64>)>, device: Device, kind: Kind) -> Self {
         let (inventory, adapters) = (Inventory::random(tensors), Vec::new());
-        Self { inventory, adapters, taken: BTreeSet::new(), device, kind }
+        Self { inventory, adapters, taken: BTreeSet::new(), device, kind, tile: None }
     }
 
     /// What there is.

@@ -15,6 +15,13 @@ use super::{Sample, Score};
 use probability::{Own, Probability};
 use regression::RewardHead;
 
+/// [`Weights::tile`] of the products that read hidden states, of which a batch has few.
+const READINGS_TILE: i64 = 32;
+
+fn readings_tile(weights: &Weights) -> Option<i64> {
+    weights.tile.map(|_| READINGS_TILE)
+}
+
 /// The output layer.
 pub const LM_HEAD: &str = "lm_head.weight";
 
@@ -98,7 +105,7 @@ impl Readout {
                 Some(embeddings) => embeddings.shallow_clone(),
                 None => weights.take(LM_HEAD)?,
             };
-            Reader::Answers(Probability::new(layer, answers, reward))
+            Reader::Answers(Probability::new(layer, readings_tile(weights), answers, reward))
         } else {
             Self::heads(weights, reward)?
         };

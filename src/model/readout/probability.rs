@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
 
 use crate::model::Sample;
-use crate::model::layers::upload;
+use crate::model::layers::{Linear, upload};
 use crate::model::profile::{RewardConfig, Scale};
 use crate::model::sample::AnswerIds;
 
@@ -13,7 +13,7 @@ use crate::model::sample::AnswerIds;
 #[derive(Debug)]
 pub struct Probability {
     /// `[rows, width]`: the whole vocabulary, or the positive answers and behind them the negative.
-    layer: Tensor,
+    layer: Linear,
     answers: Reading,
     logit: bool,
     penalty: f64,
@@ -39,8 +39,8 @@ pub struct Own {
 
 impl Probability {
     /// Reads these answers under the output layer `[vocabulary, width]`.
-    pub fn new(layer: Tensor, answers: &AnswerIds, reward: &RewardConfig) -> Self {
-        let (layer, answers) = match answers {
+    pub fn new(layer: Tensor, tile: Option<i64>, answers: &AnswerIds, reward: &RewardConfig) -> Self {
+        let (weight, answers) = match answers {
             AnswerIds::Any(ids) => (layer, Reading::Any(ids.clone())),
             AnswerIds::Pair { positive, negative } => {
                 let rows: Vec<i64> = positive.iter().chain(negative).map(|&id| i64::from(id)).collect();
@@ -49,6 +49,7 @@ impl Probability {
             }
         };
         let logit = reward.scale == Some(Scale::Logit);
+        let layer = Linear { weight, bias: None, tile };
         Self { layer, answers, logit, penalty: reward.repetition_penalty.unwrap_or(1.0) }
     }
 
@@ -83,7 +84,7 @@ impl Probability {
     }
 
     fn seen(&self, samples: &[&Sample]) -> Vec<i64> {
-        let vocabulary = self.layer.size()[0];
+        let vocabulary = self.layer.weight.size()[0];
         let mut places = Vec::new();
         let mut row = 0;
         for sample in samples {
@@ -102,7 +103,7 @@ impl Probability {
 
     /// The probability, or its logit, `[readings, 1]` in fp32, of hidden states `[readings, width]`.
     pub fn forward(&self, hidden: &Tensor, own: &Own) -> Tensor {
-        let logits = hidden.linear::<&Tensor>(&self.layer, None).to_kind(Kind::Float);
+        let logits = self.layer.forward(hidden).to_kind(Kind::Float);
         let all = |logits: &Tensor| logits.logsumexp([1].as_slice(), true);
         match (&self.answers, &own.answers) {
             (Reading::Pair { positive }, _) => {

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use crate::model::checkpoint::{CheckpointError, Inventory, Weights};
 use crate::model::layers::Linear;
+use crate::model::readout::readings_tile;
 
 /// The forms that a head may have, for messages.
 const FORMS: &str = "a head is NAME.weight (one linear layer), NAME.N.weight (the layers of a Sequential, with ReLU \
@@ -134,7 +135,8 @@ impl RewardHead {
                 Some(_) => Some(weights.take_fp32(&bias)?),
                 None => None,
             };
-            layers.push((Linear { weight: weights.take_fp32(&format!("{name}.weight"))?, bias }, relu));
+            let weight = weights.take_fp32(&format!("{name}.weight"))?;
+            layers.push((Linear { weight, bias, tile: readings_tile(weights) }, relu));
         }
         Ok(Self { layers })
     }

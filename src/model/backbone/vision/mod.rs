@@ -222,7 +222,7 @@ impl PatchEmbed {
             Tensor::from_slice(&channels).repeat_interleave_self_int(area, 0, None).to_device(weights.device)
         };
         Ok(Self {
-            projection: Linear { weight: summed, bias },
+            projection: Linear { weight: summed, bias, tile: weights.tile },
             rescale: rescale.into(),
             mean: per_value(mean),
             std: per_value(std),
