@@ -10,19 +10,21 @@
 //! | `{"process": [0, …]}` | checks and prepares these items, one after another | `{"seconds": S}` |
 //! | `{"score": [0, …]}` | both, the items prepared side by side | `{"seconds": S, "means": [M, …]}` |
 //!
-//! An item with `width` and `height` is a file of raw RGB.
+//! An item with `width` and `height` is a file of raw RGB. It may have `references`, paths of the pictures before the
+//! judged one, and `questions`, texts.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Subject;
 use crate::device;
 use crate::model::{Sample, Score};
-use crate::processor::{Picture, Processor};
+use crate::processor::{self, Picture, Processor, Question};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -39,6 +41,10 @@ struct Item {
     image: PathBuf,
     width: Option<u32>,
     height: Option<u32>,
+    #[serde(default)]
+    references: Vec<PathBuf>,
+    #[serde(default)]
+    questions: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -62,7 +68,7 @@ struct Description {
 /// What has been loaded.
 #[derive(Default)]
 struct Loaded {
-    sources: Vec<(String, Picture)>,
+    sources: Vec<processor::Item>,
     samples: Vec<Sample>,
 }
 
@@ -132,26 +138,33 @@ fn pick<'a, T>(list: &'a [T], places: &[usize]) -> Result<Vec<&'a T>, String> {
 
 fn load(processor: &Processor, items: Vec<Item>) -> Result<Loaded, String> {
     let mut sources = Vec::with_capacity(items.len());
-    for Item { prompt, image, width, height } in items {
-        let bytes = std::fs::read(&image).map_err(|e| format!("{}: {e}", image.display()))?.into();
-        let picture = match (width, height) {
-            (Some(width), Some(height)) => Picture::Raw { width, height, rgb8: bytes },
-            _ => Picture::Encoded(bytes),
-        };
-        sources.push((prompt, picture));
+    let read =
+        |path: &PathBuf| std::fs::read(path).map(Bytes::from).map_err(|e| format!("{}: {e}", path.display()));
+    for Item { prompt, image, width, height, references, questions } in items {
+        let mut pictures = Vec::new();
+        for reference in &references {
+            pictures.push(Picture::Encoded(read(reference)?));
+        }
+        pictures.push(match (width, height) {
+            (Some(width), Some(height)) => Picture::Raw { width, height, rgb8: read(&image)? },
+            _ => Picture::Encoded(read(&image)?),
+        });
+        let question = |text| Question { text, answers: Vec::new() };
+        let questions = questions.into_iter().map(question).collect();
+        sources.push(processor::Item { prompt: prompt.into(), pictures, questions });
     }
     let (_, samples) = process(processor, &sources.iter().collect::<Vec<_>>())?;
     Ok(Loaded { sources, samples })
 }
 
 /// Prepares items one after another; the seconds that it took, and what came of it.
-fn process(processor: &Processor, sources: &[&(String, Picture)]) -> Result<(f64, Vec<Sample>), String> {
+fn process(processor: &Processor, sources: &[&processor::Item]) -> Result<(f64, Vec<Sample>), String> {
     let start = Instant::now();
     let samples: Result<Vec<_>, _> = sources.iter().map(|source| prepare(processor, source)).collect();
     Ok((start.elapsed().as_secs_f64(), samples?))
 }
 
-fn prepare(processor: &Processor, (prompt, picture): &(String, Picture)) -> Result<Sample, String> {
-    let sample = processor.admit(prompt, picture.clone()).and_then(|draft| processor.prepare(draft));
+fn prepare(processor: &Processor, item: &processor::Item) -> Result<Sample, String> {
+    let sample = processor.admit_item(item.clone()).and_then(|draft| processor.prepare(draft));
     sample.map_err(|e| e.to_string())
 }
