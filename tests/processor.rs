@@ -80,8 +80,13 @@ fn case(name: &str) -> Processor {
 
 /// A copy of the case `mlp`'s small files in which some keys are others; a null removes its key.
 fn changed(file: &str, changes: Value) -> TempDir {
+    changed_of("mlp", file, changes)
+}
+
+/// The same of any case.
+fn changed_of(case: &str, file: &str, changes: Value) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(fixtures().join("mlp/checkpoint")).unwrap() {
+    for entry in fs::read_dir(fixtures().join(case).join("checkpoint")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "json" || e == "jinja") {
             fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
@@ -447,6 +452,24 @@ fn pictures_are_resized_as_the_reference_resizes_them() {
     for (name, d) in &worst {
         assert!(d.beyond_one < 0.001, "{name}: {d:?}");
     }
+}
+
+/// HPSv3++'s code: qwen-vl-utils' `fetch_image`, then Qwen3-VL's processor, whose visual tokens are larger.
+#[test]
+fn pictures_are_resized_twice_as_the_reference_resizes_them_twice() {
+    let directory = fixtures().join("processor");
+    let bytes = fs::read(directory.join("twice.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let copy = changed_of("qwen3", "reward_config.json", read_json(&directory.join("twice.json")));
+    let processor = load(copy.path(), LIMITS).unwrap();
+    for (name, theirs) in golden.tensors() {
+        let picture = encoded(fs::read(directory.join("images").join(&name)).unwrap());
+        let ours = sample(&processor, "a cup", picture).unwrap().pictures.remove(0);
+        assert_eq!([ours.rows * 16, ours.columns * 16, 3], theirs.shape(), "{name}");
+        let d = difference(&uncut(&ours, 16, 2), theirs.data());
+        assert!(d.beyond_one < 0.001, "{name}: {d:?}");
+    }
+    assert_eq!(golden.len(), 5);
 }
 
 #[test]

@@ -11,6 +11,9 @@ OUT is where make_fixtures.py has written; the tokenizer is that of its case `ml
                                       (left out where the prompt is long)
     OUT/processor/images/             pictures
     OUT/processor/images.json         {name: {"min_pixels", "max_pixels"}}: the limits each was resized under
+    OUT/processor/twice.json          {"first_resize", "min_pixels", "max_pixels"}, as a profile has them
+    OUT/processor/twice.safetensors   "{name}", u8 [height, width, 3]: some of the pictures, resized as HPSv3++'s code has
+                                      them, by qwen-vl-utils' fetch_image at factor 28 and then by Qwen3-VL's processor
     OUT/processor/images.safetensors  "{name}/decoded" and "{name}/resized", u8 [height, width, 3]: before and after the
                                       resize, as transformers' load_image and its image processor (PIL backend) have it
 """
@@ -384,10 +387,10 @@ def write_crafted(directory, seed):
     write("lossy_animated_opaque.webp", animation(opaque, picture.size, (50, 40), (2, 4)))
 
 
-def unpatched(values, rows, columns):
+def unpatched(values, rows, columns, side=14):
     """[H, W, 3] bytes of patches that were neither rescaled nor normalised."""
-    blocks = values.reshape(rows // 2, columns // 2, 2, 2, 3, 2, 14, 14)[:, :, :, :, :, 0]
-    return blocks.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * 14, columns * 14, 3).to(torch.uint8)
+    blocks = values.reshape(rows // 2, columns // 2, 2, 2, 3, 2, side, side)[:, :, :, :, :, 0]
+    return blocks.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3).to(torch.uint8)
 
 
 def make_images(directory, seed):
@@ -410,6 +413,21 @@ def make_images(directory, seed):
     print(f"  {len(limits)} pictures")
 
 
+def make_twice(directory):
+    first, limits = dict(factor=28, min_pixels=3136, max_pixels=6272), dict(min_pixels=4096, max_pixels=8192)
+    processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, **limits)
+    golden = {}
+    for name in ("large.png", "wide.png", "tall.png", "exact.png", "444.jpg"):
+        image = load_image(str(directory / "images" / name)).convert("RGB")
+        height, width = smart_resize(image.height, image.width, *first.values())
+        image = image.resize((width, height))
+        read = processor(image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        _, rows, columns = read["image_grid_thw"][0].tolist()
+        golden[name] = unpatched(read["pixel_values"], rows, columns, 16)
+    write_json(directory / "twice.json", dict(first_resize=first, **limits))
+    save_file(golden, directory / "twice.safetensors")
+
+
 def make(out, seed):
     # Pillow's own word on palettes with alphas, which we mean to try.
     warnings.filterwarnings("ignore", "Palette images with Transparency")
@@ -422,6 +440,7 @@ def make(out, seed):
     make_tokens(directory / "tokens.json", Reference(out / "mlp/checkpoint"), rng)
     make_sizes(directory / "sizes32.csv", random.Random(f"{seed} sizes32"), QWEN3_FACTOR, 2_000)
     make_images(directory, seed)
+    make_twice(directory)
 
 
 def main():
