@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::{counter, histogram};
-use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -18,6 +17,7 @@ use tracing::{Instrument, Level, Span};
 
 use super::admission::Place;
 use super::method::Method;
+use super::peer::OpenCall;
 use super::{Answering, CallService};
 use crate::edge::grpc::status::{label, level, of_transport, status};
 use crate::error::{MOST_TEXT, ScoreError, brief};
@@ -30,19 +30,6 @@ const HEAD_START: Duration = Duration::from_millis(2);
 /// When a call's caller stops waiting. Stands in the extensions of a request that has a `grpc-timeout`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
-
-/// A call that is open on a connection, which the connection sees while this lives. Stands in the extensions of a
-/// request.
-#[derive(Debug, Clone)]
-pub struct OpenCall(#[allow(dead_code)] watch::Receiver<u64>);
-
-impl OpenCall {
-    /// One more call among those of a connection, whose value counts them.
-    pub fn on(calls: &watch::Sender<u64>) -> Self {
-        calls.send_modify(|begun| *begun += 1);
-        Self(calls.subscribe())
-    }
-}
 
 /// The layer around all services.
 #[derive(Debug, Clone, Copy)]
