@@ -151,7 +151,9 @@ async fn who_shows_a_token_is_served_beside_crowds_that_are_refused() {
         assert_eq!(score(&holder).await, Code::Ok);
     }
     let refused = refused(CROWDED);
-    assert!(refused >= 100.0, "{refused}");
+    // Strangers have a hundred a second together, and each of them what it brought before it was told to wait.
+    let most = 100.0 * (start.elapsed().as_secs_f64() + 1.0) + 400.0;
+    assert!((100.0..most).contains(&refused), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

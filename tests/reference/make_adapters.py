@@ -12,12 +12,10 @@ Kinds that PEFT cannot save or merge, or whose numbers are not a function of the
 and tests/adapters.rs makes them from others by an edit.
 """
 
-import argparse
 import json
 import random
 import re
 import shutil
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -25,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from checkpoints import write_json
+from command import run
 from reference import Reference, load_model
 
 BASE = "mlp"
@@ -177,9 +176,4 @@ def make(out, seed):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    make(arguments.out, arguments.seed)
+    run(__doc__, make)

@@ -18,7 +18,6 @@ OUT is where make_fixtures.py has written; the tokenizer is that of its case `ml
                                       resize, as transformers' load_image and its image processor (PIL backend) have it
 """
 
-import argparse
 import csv
 import io
 import json
@@ -26,7 +25,6 @@ import random
 import shutil
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from checkpoints import REWARD_TOKEN, SPECIAL, spatial_prompt, write_json
+from command import run
 from pictures import JFIF, adobe, animation, app1, drawing, jpeg, png, png_chunk, raw_profile, tiff
 from reference import Reference
 
@@ -443,14 +442,5 @@ def make(out, seed):
     make_twice(directory)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    make(arguments.out, arguments.seed)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    run(__doc__, make)

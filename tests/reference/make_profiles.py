@@ -24,7 +24,6 @@ the answers' probabilities are asked of `generate` too, penalty included, and HP
 forward pass from embeddings without positions, which is what theirs are.
 """
 
-import argparse
 import json
 import math
 import random
@@ -52,6 +51,7 @@ from checkpoints import (
     write_model,
     write_texts,
 )
+from command import run
 from make_fixtures import COMMON, UNUSUAL, decoder, qwen2, qwen3, seed_of, spells_special
 from pictures import drawing
 from reference import Reference
@@ -447,14 +447,5 @@ def make(out, seed):
     make_soft_tifa(out, seed)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    make(arguments.out, arguments.seed)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    run(__doc__, make)

@@ -5,6 +5,7 @@ is the likelier one without the prompt, and the prompt, which is the same for bo
 """
 
 import random
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .drawings import Drawings
@@ -61,6 +62,23 @@ def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> lis
     return drawn
 
 
+def _scenes(rng: random.Random, world: World, drawings: Drawings, wanted: str) -> Iterator[tuple[Scene, Scene, dict]]:
+    """A scene and its twin, in the order of a coin, with what each says of every clause; others until one pair will do."""
+    for _ in tries(wanted):
+        scene = new_scene(rng, world, drawings)
+        if twin := new_twin(rng, scene, world, drawings):
+            kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
+            yield kept, broken, verdicts(world, kept.things, broken.things)
+
+
+def _tell(rng: random.Random, breaks: list, replacements: list, holds: list) -> tuple[tuple, tuple, tuple[int, ...]]:
+    """The clauses of both prompts in one order, and the places of those that the twin breaks."""
+    clauses = list(zip(breaks, replacements)) + [(clause, clause) for clause in holds]
+    rng.shuffle(clauses)
+    told, told_of_twin = (tuple(side) for side in zip(*clauses))
+    return told, told_of_twin, tuple(i for i, (clause, other) in enumerate(clauses) if clause != other)
+
+
 RELATIONS = {3: 4, 4: 9, 5: 14, 6: 18, 7: 20, 8: 15, 9: 9, 10: 6, 11: 3, 12: 2}
 """How often a prompt of the paper has so many relations: 3 to 12, most often 7. The shape between is a guess."""
 
@@ -80,13 +98,8 @@ def _draw_facts(rng: random.Random, found: dict[str, list[Clause]], count: int, 
 def _paper_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
     """A pair with the paper's number of relations, one or two of which are perturbed, each fact told once."""
     (count,) = rng.choices(list(RELATIONS), [weight * (world.clauses[0] <= n <= world.clauses[1]) for n, weight in RELATIONS.items()])
-    for _ in tries(f"a pair with {count} relations and {world.length[0]} to {world.length[1]} words"):
-        scene = new_scene(rng, world, drawings)
-        twin = new_twin(rng, scene, world, drawings)
-        if twin is None:
-            continue
-        kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
-        said = verdicts(world, kept.things, broken.things)
+    wanted = f"a pair with {count} relations and {world.length[0]} to {world.length[1]} words"
+    for kept, broken, said in _scenes(rng, world, drawings, wanted):
         taken: set[Clause] = set()
         breaks = _draw_facts(rng, _by_family(said, (True, False)), rng.randint(1, 2), taken)
         gains = _by_relation(said, (False, True))
@@ -95,13 +108,11 @@ def _paper_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
         holds = _draw_facts(rng, _by_relation(said, (True, True)), count - len(breaks), taken)
         if not breaks or None in replacements or len(breaks) + len(holds) != count or len({*map(fact, replacements)}) < len(breaks):
             continue
-        clauses = list(zip(breaks, replacements)) + [(clause, clause) for clause in holds]
-        rng.shuffle(clauses)
-        told, told_of_twin = (tuple(side) for side in zip(*clauses))
+        told, told_of_twin, perturbed = _tell(rng, breaks, replacements, holds)
         for seed in (rng.getrandbits(32) for _ in range(8)):
             prompts = [write(random.Random(seed), t, world.phrasings, s.things) for t, s in ((told, kept), (told_of_twin, broken))]
             if all(world.length[0] <= len(prompt.text.split()) <= world.length[1] for prompt in prompts):
-                return Pair(prompts[0], kept, broken, prompts[1], tuple(i for i, (a, b) in enumerate(clauses) if a != b))
+                return Pair(prompts[0], kept, broken, prompts[1], perturbed)
     raise AssertionError("tries ends by a refusal")
 
 
@@ -109,13 +120,7 @@ def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
     """A pair of this world."""
     if world.paper:
         return _paper_pair(rng, world, drawings)
-    for _ in tries(f"a pair with {world.clauses[0]} to {world.clauses[1]} relations"):
-        scene = new_scene(rng, world, drawings)
-        twin = new_twin(rng, scene, world, drawings)
-        if twin is None:
-            continue
-        kept, broken = (scene, twin) if rng.random() < 0.5 else (twin, scene)
-        said = verdicts(world, kept.things, broken.things)
+    for kept, broken, said in _scenes(rng, world, drawings, f"a pair with {world.clauses[0]} to {world.clauses[1]} relations"):
         count = rng.randint(*world.clauses)
         breaks = _draw(rng, _by_relation(said, (True, False)), rng.randint(1, min(2, count)))
         gains = _by_relation(said, (False, True))
@@ -123,17 +128,10 @@ def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
         holds = _draw(rng, _by_relation(said, (True, True)), count - len(breaks))
         if not breaks or None in replacements or len(breaks) + len(holds) < world.clauses[0]:
             continue
-        clauses = list(zip(breaks, replacements)) + [(clause, clause) for clause in holds]
-        rng.shuffle(clauses)
-        told, told_of_twin = (tuple(side) for side in zip(*clauses))
+        told, told_of_twin, perturbed = _tell(rng, breaks, replacements, holds)
         seed = rng.getrandbits(32)
-        return Pair(
-            write(random.Random(seed), told, world.phrasings),
-            kept,
-            broken,
-            write(random.Random(seed), told_of_twin, world.phrasings),
-            tuple(i for i, (clause, other) in enumerate(clauses) if clause != other),
-        )
+        prompt, twin_prompt = (write(random.Random(seed), clauses, world.phrasings) for clauses in (told, told_of_twin))
+        return Pair(prompt, kept, broken, twin_prompt, perturbed)
 
 
 def _replacement(rng: random.Random, clause: Clause, gains: dict[str, list[Clause]]) -> Clause | None:

@@ -33,7 +33,7 @@ pub use grpc_only::grpc_only;
 pub use health::Health;
 pub use status::{label as code_name, of_call, of_sender, status};
 
-use crate::edge::layers::byte_budget::Arrivals;
+use crate::edge::layers::arrivals::Arrivals;
 use crate::edge::layers::call::Deadline;
 
 /// Where the server is in its life.

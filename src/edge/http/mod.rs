@@ -33,7 +33,7 @@ use tower::ServiceExt;
 use tower::util::MapResponse;
 
 use crate::edge::grpc::{Handlers, Patience, claim, of_sender};
-use crate::edge::layers::http_path;
+use crate::edge::layers::method;
 use crate::edge::proto;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
 use crate::engine::ModelInfo;
@@ -75,10 +75,10 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, p
         Refused::from(Status::not_found("there are POST /score and /compute, GET /health and /rewards"))
     };
     let router = Router::new()
-        .route(http_path::HEALTH, get(health))
-        .route(http_path::REWARDS, get(unirl::rewards))
-        .route(http_path::SCORE, post(unirl::score))
-        .route(http_path::COMPUTE, post(flow_factory::compute))
+        .route(method::HEALTH, get(health))
+        .route(method::REWARDS, get(unirl::rewards))
+        .route(method::SCORE, post(unirl::score))
+        .route(method::COMPUTE, post(flow_factory::compute))
         .fallback(elsewhere)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Edge { handlers, serving, most, patience });

@@ -17,7 +17,7 @@ use tower::{ServiceExt, service_fn};
 
 use crate::edge::grpc::{Handlers, of_call};
 use crate::edge::layers::CallService;
-use crate::edge::layers::http_path;
+use crate::edge::layers::method::{self, Method};
 use crate::error::ScoreError;
 use crate::request_context::Priority;
 
@@ -59,7 +59,7 @@ pub(super) async fn wrong_method(uri: Uri) -> Refused {
 
 /// What a path takes.
 fn methods(path: &str) -> &'static str {
-    if [http_path::SCORE, http_path::COMPUTE].contains(&path) { "POST" } else { "GET, HEAD" }
+    if Method::of(path).scoring { "POST" } else { "GET, HEAD" }
 }
 
 /// Takes the name of a priority off the beginning of a path, for clients that have nothing but a URL.
@@ -85,7 +85,7 @@ pub fn translate(calls: impl CallService, handlers: Handlers, patience: Duration
             if let Some(priority) = priority_of_path(request.uri_mut()) {
                 request.extensions_mut().insert(priority);
             }
-            let compute = request.uri().path() == http_path::COMPUTE;
+            let compute = request.uri().path() == method::COMPUTE;
             let methods = methods(request.uri().path());
             let start = Instant::now();
             let response = calls.oneshot(request).await?;

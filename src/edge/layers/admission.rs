@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::future::Future;
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -17,28 +16,21 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Span;
 
-use super::byte_budget::{Arrivals, Counted, InFlight};
+use super::arrivals::Arrivals;
+use super::byte_budget::ByteBudget;
+use super::message_body::MessageBody;
+use super::method::Method;
 use super::peer::Peer;
-use super::punctual::Punctual;
 use super::refusals::Refusals;
+use super::{Answering, CallService};
 use crate::config::Limits;
 use crate::edge::auth::{Followed, Tokens};
 use crate::edge::grpc::status::of_call;
-use crate::edge::layers::http_path;
 use crate::error::ScoreError;
 use crate::request_context::Caller;
 
-/// What health checkers ask. They are asked nothing: neither Kubernetes nor most balancers can show a token, and all
-/// that they learn is whether the server serves.
-const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The service that costs something.
-const SCORING: &str = "/spatialscore.v1.SpatialScoreService/";
-
 /// What whoever shows no token is told.
 const NO_TOKEN: &str = "this server asks for a token: send the metadata `authorization: Bearer TOKEN`";
-
-/// The methods whose calls have any number of messages.
-const STREAMS: [&str; 2] = ["/ScoreStream", "/ServerReflectionInfo"];
 
 /// The layer that lets a caller in or turns it away, and puts its [`Caller`] into the extensions of its requests.
 #[derive(Clone)]
@@ -49,7 +41,7 @@ struct Rules {
     max_calls: usize,
     max_stranger_calls: usize,
     message_timeout: Duration,
-    in_flight: Arc<InFlight>,
+    budget: Arc<ByteBudget>,
     refusals: Refusals,
     /// How many calls of strangers were turned away since they had too many.
     turned_away: AtomicU64,
@@ -89,7 +81,7 @@ impl Gate {
             max_calls: limits.max_calls_per_caller,
             max_stranger_calls: limits.max_stranger_calls,
             message_timeout: limits.message_timeout,
-            in_flight: InFlight::new(limits),
+            budget: ByteBudget::new(limits),
             refusals: Refusals::new(limits.max_refusals_per_second),
             turned_away: AtomicU64::default(),
             open: Mutex::default(),
@@ -104,7 +96,7 @@ impl Gate {
         if peer.is_known() || peer.calls().receiver_count() <= rules.max_stranger_calls {
             return None;
         }
-        let error = if is_health(request.uri().path()) {
+        let error = if !Method::of(request.uri().path()).token {
             ScoreError::TooManyCalls { limit: rules.max_stranger_calls }
         } else if rules.tokens.is_some() && !request.headers().contains_key(header::AUTHORIZATION) {
             ScoreError::Unauthenticated(NO_TOKEN)
@@ -127,27 +119,26 @@ impl Gate {
     /// Who calls, with its place; or why it may not, and whom that is said to. A stranger's call takes none, and its
     /// connection has few.
     fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
-        let path = request.uri().path();
+        let method = Method::of(request.uri().path());
         let rules = &self.0;
         let peer = request.extensions().get::<Peer>();
         let address = peer.map_or_else(Caller::default, by_address);
-        let health = is_health(path);
         let caller = match &rules.tokens {
-            Some(tokens) if !health => {
+            Some(tokens) if method.token => {
                 let tokens = Arc::clone(&tokens.borrow());
                 by_token(&tokens, request.headers()).map_err(|error| (error, address))?
             }
             _ => address,
         };
         if let Some(peer) = peer {
-            if !health {
+            if method.token {
                 peer.know();
             } else if !peer.is_known() {
                 // Who has too many was turned away.
                 return Ok((caller, None));
             }
         }
-        let whose = (caller.clone(), is_scoring(path));
+        let whose = (caller.clone(), method.scoring);
         let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = open.entry(whose.clone()).or_default();
         if *calls >= rules.max_calls {
@@ -157,16 +148,6 @@ impl Gate {
         let held = Held { rules: Arc::clone(rules), whose };
         Ok((caller, Some(Place { _held: Arc::new(held) })))
     }
-}
-
-/// Whether nobody is asked who calls this path.
-fn is_health(path: &str) -> bool {
-    path.starts_with(HEALTH) || path == http_path::HEALTH
-}
-
-/// Whether calls of this path cost something.
-fn is_scoring(path: &str) -> bool {
-    path.starts_with(SCORING) || [http_path::SCORE, http_path::COMPUTE].contains(&path)
 }
 
 /// Who is known by no more than the address.
@@ -212,17 +193,12 @@ pub struct Gated<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Gated<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
+impl<S: CallService> Service<Request<Body>> for Gated<S> {
     type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+    type Error = Infallible;
+    type Future = Answering;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
@@ -245,26 +221,24 @@ where
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
-        let limit = rules.message_timeout;
-        let whole = !STREAMS.iter().any(|stream| request.uri().path().ends_with(stream));
-        request = request.map(|body| Body::new(Punctual::new(body, whole, limit)));
-        if is_scoring(request.uri().path()) {
-            let (room, arrivals) = (Arc::clone(&rules.in_flight), Arrivals::default());
-            request.extensions_mut().insert(arrivals.clone());
-            if http_path::ALL.contains(&request.uri().path()) {
-                if let Err(error) =
-                    arrivals.announce(&room, &caller, http_body::Body::size_hint(request.body()))
-                {
-                    return refuse(&error, rules, caller);
-                }
-            } else {
-                let patience = (!whole).then_some(limit);
-                let gzip = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
-                request = request.map(|body| {
-                    Body::new(Counted::new(body, room, caller.clone(), arrivals, patience, gzip))
-                });
+        let method = Method::of(request.uri().path());
+        let arrivals = Arrivals::default();
+        if method.scoring && method.http {
+            let size = http_body::Body::size_hint(request.body());
+            if let Err(error) = arrivals.announce(&rules.budget, &caller, size) {
+                return refuse(&error, rules, caller);
             }
         }
+        let gzip = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
+        request = request.map(|body| {
+            let body = MessageBody::new(body, method.streaming, rules.message_timeout);
+            Body::new(if method.scoring && !method.http {
+                body.counted(Arc::clone(&rules.budget), caller.clone(), arrivals.clone(), gzip)
+            } else {
+                body
+            })
+        });
+        request.extensions_mut().insert(arrivals);
         request.extensions_mut().insert(caller.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {

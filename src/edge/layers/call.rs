@@ -1,6 +1,6 @@
 //! What is done for every call alike, whatever its method: its deadline, its count, its log line.
 
-use std::future::Future;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::{counter, histogram};
-use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -17,8 +16,10 @@ use tracing::field::Empty;
 use tracing::{Instrument, Level, Span};
 
 use super::admission::Place;
+use super::method::Method;
+use super::peer::OpenCall;
+use super::{Answering, CallService};
 use crate::edge::grpc::status::{label, level, of_transport, status};
-use crate::edge::layers::http_path;
 use crate::error::{MOST_TEXT, ScoreError, brief};
 use crate::telemetry::trace;
 use crate::telemetry::{REQUEST_DURATION, REQUESTS};
@@ -29,19 +30,6 @@ const HEAD_START: Duration = Duration::from_millis(2);
 /// When a call's caller stops waiting. Stands in the extensions of a request that has a `grpc-timeout`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
-
-/// A call that is open on a connection, which the connection sees while this lives. Stands in the extensions of a
-/// request.
-#[derive(Debug, Clone)]
-pub struct OpenCall(#[allow(dead_code)] watch::Receiver<u64>);
-
-impl OpenCall {
-    /// One more call among those of a connection, whose value counts them.
-    pub fn on(calls: &watch::Sender<u64>) -> Self {
-        calls.send_modify(|begun| *begun += 1);
-        Self(calls.subscribe())
-    }
-}
 
 /// The layer around all services.
 #[derive(Debug, Clone, Copy)]
@@ -61,16 +49,12 @@ pub struct Calls<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Calls<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
+impl<S: CallService> Service<Request<Body>> for Calls<S> {
     type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+    type Error = Infallible;
+    type Future = Answering;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
@@ -115,7 +99,7 @@ struct Call {
 
 impl Call {
     fn new(request: &mut Request<Body>) -> Self {
-        let rpc = rpc(request.uri().path());
+        let rpc = Method::of(request.uri().path()).label;
         let span = tracing::info_span!(
             "call",
             rpc,
@@ -241,17 +225,6 @@ fn with_brief_text<T>(frame: Frame<T>) -> Frame<T> {
     Frame::trailers(if matches!(said, Some(Ok(()))) { ours } else { trailers })
 }
 
-/// The method of a path, of those there are, or over HTTP the path: what a caller makes up is no label.
-pub(super) fn rpc(path: &str) -> &'static str {
-    if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
-        return known;
-    }
-    const METHODS: [&str; 7] =
-        ["Score", "ScoreStream", "GetModel", "Check", "List", "Watch", "ServerReflectionInfo"];
-    let method = path.rsplit('/').next().unwrap_or_default();
-    METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
-}
-
 /// `grpc-timeout`: at most eight digits and a unit. One that cannot be read counts as none, as tonic has it.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -288,14 +261,5 @@ mod tests {
         for text in ["", "S", "3", "3s", "-3S", "+3S", "123456789S", "3 S", "3é"] {
             assert_eq!(read(text), None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn made_up_methods_share_one_label() {
-        assert_eq!(rpc("/spatialscore.v1.SpatialScoreService/Score"), "Score");
-        assert_eq!(rpc("/score"), "/score");
-        assert_eq!(rpc("/x/score"), "unknown");
-        assert_eq!(rpc("/x/Scores"), "unknown");
-        assert_eq!(rpc(""), "unknown");
     }
 }

@@ -11,8 +11,9 @@ use metrics::counter;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::CallService;
 use super::admission::Gate;
-use super::call::rpc;
+use super::method::Method;
 use crate::edge::grpc::code_name;
 use crate::telemetry::REQUESTS;
 
@@ -42,10 +43,7 @@ pub struct Crowd<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Crowd<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-{
+impl<S: CallService> Service<Request<Body>> for Crowd<S> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
@@ -59,7 +57,7 @@ where
             return Either::Right(self.inner.call(request));
         };
         let code = code_name(refusal.code());
-        counter!(REQUESTS, "rpc" => rpc(request.uri().path()), "code" => code).increment(1);
+        counter!(REQUESTS, "rpc" => Method::of(request.uri().path()).label, "code" => code).increment(1);
         Either::Left(ready(Ok(refusal.into_http())))
     }
 }

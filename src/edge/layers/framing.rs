@@ -1,5 +1,7 @@
 //! gRPC's framing: messages behind a byte of flags and four of length.
 
+use bytes::{Buf, Bytes};
+
 /// Where a body is in its framing.
 #[derive(Debug, Default)]
 pub struct Framing {
@@ -10,33 +12,46 @@ pub struct Framing {
     missing: usize,
 }
 
+/// What stands before a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    pub flags: u8,
+    pub length: usize,
+}
+
 impl Framing {
-    /// Goes on with `data` up to the end of the next message's prefix: how far that is, and the message's length, in
-    /// bytes; `None` where no prefix ends in it, and all of it is past.
-    pub fn next(&mut self, data: &[u8]) -> Option<(usize, usize)> {
-        let mut at = self.missing.min(data.len());
-        self.missing -= at;
-        while self.missing == 0 {
-            let byte = *data.get(at)?;
-            at += 1;
-            if let Some(place) = self.prefix.get_mut(self.have) {
-                *place = byte;
-            }
-            self.have += 1;
-            if self.have == self.prefix.len() {
-                let [_, length @ ..] = self.prefix;
-                (self.have, self.missing) = (0, u32::from_be_bytes(length) as usize);
-                return Some((at, self.missing));
-            }
+    /// Takes the prefix of the next message off `data`, or what is there of it. The message before it was all taken.
+    pub fn prefix(&mut self, data: &mut Bytes) -> Option<Prefix> {
+        let place = self.prefix.get_mut(self.have..).unwrap_or_default();
+        let there = place.len().min(data.len());
+        data.copy_to_slice(place.split_at_mut(there).0);
+        self.have += there;
+        if self.have < self.prefix.len() {
+            return None;
         }
-        None
+        let [flags, length @ ..] = self.prefix;
+        (self.have, self.missing) = (0, u32::from_be_bytes(length) as usize);
+        Some(Prefix { flags, length: self.missing })
     }
 
-    /// Goes on with all of `data`.
-    pub fn advance(&mut self, mut data: &[u8]) {
-        while let Some((end, _)) = self.next(data) {
-            data = data.split_at(end).1;
+    /// Takes off `data` what is there of the message that has begun.
+    pub fn part(&mut self, data: &mut Bytes) -> Bytes {
+        let part = data.split_to(self.missing.min(data.len()));
+        self.missing -= part.len();
+        part
+    }
+
+    /// Goes past all of `data`. Gives whether a message ended in it.
+    pub fn skip(&mut self, mut data: Bytes) -> bool {
+        let mut ended = false;
+        while !data.is_empty() {
+            if self.missing == 0 {
+                self.prefix(&mut data);
+            }
+            self.part(&mut data);
+            ended |= !self.within_message();
         }
+        ended
     }
 
     /// Whether a message has begun, or its prefix, and is not all there.
@@ -56,19 +71,27 @@ mod tests {
         for size in 1..=body.len() {
             let (mut framing, mut at) = (Framing::default(), 0);
             for piece in body.chunks(size) {
-                framing.advance(piece);
+                let ended = framing.skip(Bytes::copy_from_slice(piece));
+                let within = at + 1..=at + piece.len();
+                assert_eq!(
+                    ended,
+                    boundaries.iter().any(|end| within.contains(end)),
+                    "{at} in pieces of {size}"
+                );
                 at += piece.len();
                 assert_eq!(framing.within_message(), !boundaries.contains(&at), "{at} in pieces of {size}");
             }
-            let (mut framing, mut at, mut begun) = (Framing::default(), 0, Vec::new());
-            for mut piece in body.chunks(size) {
-                while let Some((end, length)) = framing.next(piece) {
-                    (at, piece) = (at + end, &piece[end..]);
-                    begun.push((at, length));
+            let (mut framing, mut prefixes, mut parts) = (Framing::default(), Vec::new(), Vec::new());
+            for piece in body.chunks(size) {
+                let mut piece = Bytes::copy_from_slice(piece);
+                while !piece.is_empty() {
+                    parts.extend_from_slice(&framing.part(&mut piece));
+                    prefixes.extend(framing.prefix(&mut piece));
                 }
-                at += piece.len();
             }
-            assert_eq!(begun, [(5, 3), (13, 0), (18, 1)], "in pieces of {size}");
+            let prefix = |flags, length| Prefix { flags, length };
+            assert_eq!(prefixes, [prefix(0, 3), prefix(1, 0), prefix(0, 1)], "in pieces of {size}");
+            assert_eq!(parts, [1, 2, 3, 9], "in pieces of {size}");
         }
     }
 }

@@ -1,20 +1,21 @@
 //! The layers that every call passes, over gRPC and HTTP alike: [`crowd`] (strangers with too many calls), [`call`] (deadline,
-//! trace, count, log), then [`admission`] (who calls, how much at once: `byte_budget`, how slowly: `punctual`, how often
-//! refused: `refusals`).
+//! trace, count, log), then [`admission`] (who calls, how often refused: `refusals`, how much at once and how slowly:
+//! `message_body`). What they have to know of a method stands in [`method`].
 
 pub mod admission;
+pub(crate) mod arrivals;
 pub(crate) mod byte_budget;
 pub mod call;
 pub mod crowd;
-pub(crate) mod fields;
 pub(crate) mod framing;
-pub mod http_path;
+pub(crate) mod message_body;
+pub mod method;
 pub(crate) mod peer;
-pub(crate) mod punctual;
 pub(crate) mod refusals;
 
 use std::convert::Infallible;
 
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::Service;
@@ -35,3 +36,6 @@ impl<S> CallService for S where
         + 'static
 {
 }
+
+/// What a layer answers, once it can.
+pub type Answering = BoxFuture<'static, Result<Response<Body>, Infallible>>;

@@ -1,9 +1,11 @@
 //! Where a call comes from.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Context;
 
+use futures::task::AtomicWaker;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -20,6 +22,38 @@ struct Standing {
     calls: watch::Sender<u64>,
     /// Until when a stranger is not read.
     pause: Mutex<Option<Instant>>,
+    /// Bytes that its calls have taken.
+    taken: AtomicU64,
+    /// Whether it may still be read in this turn of its task.
+    turn: AtomicBool,
+    /// Who reads the connection, where it waits until fewer calls are open.
+    reader: AtomicWaker,
+}
+
+/// A call that is open on a connection, which the connection sees while this lives. Stands in the extensions of a
+/// request.
+#[derive(Debug, Clone)]
+pub struct OpenCall {
+    /// `None` once it has ended.
+    open: Option<watch::Receiver<u64>>,
+    peer: Peer,
+}
+
+impl OpenCall {
+    /// One more call of this peer.
+    pub fn of(peer: &Peer) -> Self {
+        let calls = peer.calls();
+        calls.send_modify(|begun| *begun += 1);
+        Self { open: Some(calls.subscribe()), peer: peer.clone() }
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        // Whoever is woken counts what is open.
+        self.open = None;
+        self.peer.0.reader.wake();
+    }
 }
 
 impl Peer {
@@ -32,8 +66,15 @@ impl Peer {
             }
             address => address,
         };
-        let (known, calls, pause) = (AtomicBool::new(false), watch::Sender::default(), Mutex::default());
-        Self(Arc::new(Standing { address, known, calls, pause }))
+        Self(Arc::new(Standing {
+            address,
+            known: AtomicBool::new(false),
+            calls: watch::Sender::default(),
+            pause: Mutex::default(),
+            taken: AtomicU64::default(),
+            turn: AtomicBool::default(),
+            reader: AtomicWaker::new(),
+        }))
     }
 
     /// Its address.
@@ -54,6 +95,36 @@ impl Peer {
     /// It has.
     pub fn know(&self) {
         self.0.known.store(true, Ordering::Relaxed);
+        self.0.reader.wake();
+    }
+
+    /// Whether it is a stranger that has more than so many calls open. Who asks is woken once that may have changed.
+    pub fn is_crowded(&self, most: usize, context: &Context<'_>) -> bool {
+        let crowded = || !self.is_known() && self.calls().receiver_count() > most;
+        crowded() && {
+            self.0.reader.register(context.waker());
+            crowded()
+        }
+    }
+
+    /// Whether it may still be read in this turn of its task.
+    pub fn has_turn(&self) -> bool {
+        self.0.turn.load(Ordering::Relaxed)
+    }
+
+    /// A turn begins, or what may be read in it was.
+    pub fn set_turn(&self, turn: bool) {
+        self.0.turn.store(turn, Ordering::Relaxed);
+    }
+
+    /// Notes that a call has taken so many bytes.
+    pub fn take(&self, bytes: u64) {
+        self.0.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that its calls have taken.
+    pub fn taken(&self) -> u64 {
+        self.0.taken.load(Ordering::Relaxed)
     }
 
     /// Reads nothing more of a stranger until then.
@@ -73,6 +144,12 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     #[test]
@@ -86,6 +163,23 @@ mod tests {
             let peer = Peer::stranger(address.parse().unwrap());
             assert_eq!(peer.address().to_string(), counts);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_with_too_many_calls_waits_until_one_has_ended_or_it_is_known() {
+        let peer = Peer::stranger([192, 0, 2, 7].into());
+        let room = || {
+            let room =
+                poll_fn(|context| if peer.is_crowded(2, context) { Poll::Pending } else { Poll::Ready(()) });
+            timeout(Duration::from_secs(1), room)
+        };
+        let mut calls: Vec<_> = (0..3).map(|_| OpenCall::of(&peer)).collect();
+        assert!(room().await.is_err());
+        let (woken, ()) = tokio::join!(room(), async { drop(calls.pop()) });
+        assert!(woken.is_ok());
+        calls.push(OpenCall::of(&peer));
+        let (woken, ()) = tokio::join!(room(), async { peer.know() });
+        assert!(woken.is_ok());
     }
 
     #[test]

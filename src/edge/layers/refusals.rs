@@ -15,7 +15,7 @@ use crate::request_context::Caller;
 /// How long a refusal is held back at most. What is open then is bounded by the calls that may be.
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stranger is not read at most: its next call may be one that shows a token.
-const MOST_PAUSE: Duration = Duration::from_secs(2);
+pub(crate) const MOST_PAUSE: Duration = Duration::from_secs(2);
 /// The refusals that a caller may have at once, as the time in which it may have them one after the other.
 const BURST: Duration = Duration::from_secs(1);
 

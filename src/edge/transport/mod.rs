@@ -33,10 +33,10 @@ use tower::ServiceExt;
 use crate::config::{Limits, ServerSettings, Settings};
 use crate::edge::auth::Followed;
 use crate::edge::layers::CallService;
-use crate::edge::layers::call::OpenCall;
+use crate::edge::layers::peer::OpenCall;
 use crate::telemetry::CONNECTIONS;
 
-use self::io::{Lingering, Returning};
+use self::io::{Lingering, Returning, StrangersRate, in_turns};
 use self::read_on::ReadOn;
 use self::slots::{Places, Slots, Taken};
 
@@ -64,6 +64,7 @@ pub struct Wire {
     settings: ServerSettings,
     max_message_bytes: usize,
     max_stranger_calls: usize,
+    strangers_rate: Arc<StrangersRate>,
     slots: Arc<Slots>,
 }
 
@@ -77,7 +78,8 @@ impl Wire {
             of_address: settings.max_connections_per_address,
             of_stranger: settings.max_stranger_connections,
         });
-        Arc::new(Self { tls, settings, max_message_bytes, max_stranger_calls, slots })
+        let strangers_rate = Arc::default();
+        Arc::new(Self { tls, settings, max_message_bytes, max_stranger_calls, strangers_rate, slots })
     }
 }
 
@@ -206,12 +208,13 @@ impl Connection {
     {
         let peer = self.taken.slot().peer.clone();
         let (most, crowd) = (self.wire.max_message_bytes, self.wire.max_stranger_calls);
-        let io = Returning::new(io, peer.clone(), crowd);
+        let io = Returning::new(io, peer.clone(), crowd, Arc::clone(&self.wire.strangers_rate));
         let answer = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(OpenCall::on(peer.calls()));
+            request.extensions_mut().insert(OpenCall::of(&peer));
             request.extensions_mut().insert(peer.clone());
             let waits = request.headers().contains_key(header::EXPECT);
-            service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, waits))))
+            let peer = peer.clone();
+            service.clone().oneshot(request.map(|body| Body::new(ReadOn::new(body, most, peer, waits))))
         });
         match self.protocol {
             Protocol::Http1 => {
@@ -230,7 +233,7 @@ impl Connection {
         let calls = slot.peer.calls();
         let mut connection = pin!(connection);
         tokio::select! {
-            ended = connection.as_mut() => return self.note(ended),
+            ended = in_turns(&slot.peer, connection.as_mut()) => return self.note(ended),
             () = idle(calls, self.wire.settings.idle_timeout) => {
                 tracing::debug!(peer = %self.address, "an idle connection is closed");
             }
@@ -242,7 +245,7 @@ impl Connection {
         connection.as_mut().graceful_shutdown();
         // A call that came at the same moment is still answered. Only the silent are cut.
         tokio::select! {
-            ended = connection.as_mut() => self.note(ended),
+            ended = in_turns(&slot.peer, connection.as_mut()) => self.note(ended),
             () = idle(calls, Some(CLOSE_TIMEOUT)) => {}
         }
     }

@@ -16,6 +16,8 @@ use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use crate::edge::layers::peer::Peer;
+
 /// How much of a body is read on at least, where messages are small: what is a little too large to be taken.
 const LEAST: u64 = 4 << 20;
 /// How long it may take to arrive.
@@ -26,14 +28,16 @@ pub struct ReadOn<B: Body<Data = Bytes> + Unpin + Send + 'static = Incoming> {
     /// `None` once there is no more.
     inner: Option<B>,
     most: u64,
+    peer: Peer,
     /// Whether the other end waits for a word before it sends: one who is refused sends nothing.
     waits: bool,
 }
 
 impl<B: Body<Data = Bytes> + Unpin + Send + 'static> ReadOn<B> {
-    /// Reads on as much of `inner` as a message may have. `waits` says that the caller expects to be told to go on.
-    pub fn new(inner: B, max_message_bytes: usize, waits: bool) -> Self {
-        Self { inner: Some(inner), most: LEAST.max(max_message_bytes as u64), waits }
+    /// Reads on as much of the body of a call of `peer` as a message may have. `waits` says that the caller expects to be
+    /// told to go on.
+    pub fn new(inner: B, max_message_bytes: usize, peer: Peer, waits: bool) -> Self {
+        Self { inner: Some(inner), most: LEAST.max(max_message_bytes as u64), peer, waits }
     }
 }
 
@@ -48,6 +52,9 @@ impl<B: Body<Data = Bytes> + Unpin + Send + 'static> Body for ReadOn<B> {
         self.waits = false;
         let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(inner).poll_frame(context));
+        if let Some(Ok(frame)) = &frame {
+            take(&self.peer, frame);
+        }
         if !matches!(frame, Some(Ok(_))) {
             self.inner = None;
         }
@@ -66,7 +73,7 @@ impl<B: Body<Data = Bytes> + Unpin + Send + 'static> Body for ReadOn<B> {
 impl<B: Body<Data = Bytes> + Unpin + Send + 'static> Drop for ReadOn<B> {
     fn drop(&mut self) {
         let Some(mut inner) = self.inner.take() else { return };
-        let most = self.most;
+        let (most, peer) = (self.most, self.peer.clone());
         // One that announces more would only be cut later.
         if inner.is_end_stream() || self.waits || inner.size_hint().lower() > most {
             return;
@@ -75,13 +82,20 @@ impl<B: Body<Data = Bytes> + Unpin + Send + 'static> Drop for ReadOn<B> {
         runtime.spawn(timeout(LIMIT, async move {
             let mut read = 0;
             while let Some(Ok(frame)) = inner.frame().await {
-                read += frame.data_ref().map_or(0, Buf::remaining) as u64;
+                read += take(&peer, &frame);
                 if read > most {
                     break;
                 }
             }
         }));
     }
+}
+
+/// Notes what a call has taken of its connection.
+fn take(peer: &Peer, frame: &Frame<Bytes>) -> u64 {
+    let bytes = frame.data_ref().map_or(0, Buf::remaining) as u64;
+    peer.take(bytes);
+    bytes
 }
 
 #[cfg(test)]
@@ -100,7 +114,7 @@ mod tests {
     {
         let (pieces, incoming) = mpsc::unbounded();
         let frames = incoming.map(|bytes| Ok(Frame::data(Bytes::from(vec![7; bytes]))));
-        (pieces, ReadOn::new(StreamBody::new(frames), 8 << 20, false))
+        (pieces, ReadOn::new(StreamBody::new(frames), 8 << 20, Peer::stranger([192, 0, 2, 7].into()), false))
     }
 
     async fn gone(pieces: &mpsc::UnboundedSender<usize>) {
