@@ -246,8 +246,8 @@ pub(super) fn rpc(path: &str) -> &'static str {
     if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
         return known;
     }
-    const METHODS: [&str; 7] =
-        ["Score", "ScoreStream", "GetModel", "Check", "List", "Watch", "ServerReflectionInfo"];
+    const METHODS: [&str; 8] =
+        ["Score", "ScoreStream", "GetModel", "ListModels", "Check", "List", "Watch", "ServerReflectionInfo"];
     let method = path.rsplit('/').next().unwrap_or_default();
     METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
 }
