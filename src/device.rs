@@ -169,6 +169,56 @@ pub fn cores() -> Option<usize> {
     available_parallelism().ok().map(|cores| own.min(cores.get()))
 }
 
+/// The bytes that are free on a device, as far as the system says it: on the CPU of the machine's memory and of what the
+/// process's control group leaves it.
+pub fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => free_cpu_memory(),
+        Device::Cuda(index) => free_cuda_memory(i32::try_from(index).ok()?),
+        _ => None,
+    }
+}
+
+fn free_cpu_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
+    let of_group = |file: &str| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok()
+    };
+    // Without a limit the first says "max". Files that are kept in memory give way.
+    let Some((max, used)) = of_group("memory.max").zip(of_group("memory.current")) else {
+        return Some(available);
+    };
+    let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let of_stat = |key: &str| {
+        stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    let files = of_stat("inactive_file ") + of_stat("active_file ");
+    Some(available.min(max.saturating_sub(used.saturating_sub(files))))
+}
+
+/// What `cudaMemGetInfo` says, of the CUDA runtime that came with libtorch's CUDA half.
+#[allow(unsafe_code)]
+fn free_cuda_memory(index: i32) -> Option<u64> {
+    use libloading::os::unix::{Library, Symbol};
+    type SetDevice = unsafe extern "C" fn(i32) -> i32;
+    type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
+    // The current device is the thread's, so another's is not changed.
+    let asked = std::thread::spawn(move || {
+        let program = Library::this();
+        // SAFETY: these are the signatures of the CUDA runtime, whose functions may be called from any thread; the
+        // library that has them is never closed.
+        unsafe {
+            let set_device: Symbol<SetDevice> = program.get(b"cudaSetDevice\0").ok()?;
+            let mem_get_info: Symbol<MemGetInfo> = program.get(b"cudaMemGetInfo\0").ok()?;
+            let (mut free, mut total) = (0, 0);
+            (set_device(index) == 0 && mem_get_info(&mut free, &mut total) == 0).then_some(free as u64)
+        }
+    });
+    asked.join().ok()?
+}
+
 /// Adds the CUDA backend to libtorch and says how many devices it finds: at least one, or why there is none.
 fn open_cuda() -> Result<usize, String> {
     load_cuda_library().map_err(|error| {

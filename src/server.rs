@@ -28,7 +28,7 @@ use crate::edge::proto::health::health_server::HealthServer;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::edge::transport::{self, Protocol, Wire};
 use crate::edge::{http, proto};
-use crate::engine::{self, Engine, Lifeline, LoadError, Loaded, ModelInfo};
+use crate::engine::{self, Engine, IntoLoaded, Lifeline, LoadError, ModelInfo};
 use crate::model::Scorer;
 use crate::telemetry;
 
@@ -119,7 +119,7 @@ pub async fn run(
         }
     };
     tokio::select! {
-        ended = serve(settings, listeners.grpc, listeners.http, engine::load, shutdown) => ended,
+        ended = serve(settings, listeners.grpc, listeners.http, engine::load_all, shutdown) => ended,
         () = scrapes => Ok(()),
     }
 }
@@ -128,13 +128,16 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`].
-pub async fn serve<S: Scorer + 'static>(
+pub async fn serve<L>(
     settings: Settings,
     grpc: TcpListener,
     http: Option<TcpListener>,
-    load: impl FnOnce(&Settings) -> Result<Loaded<S>, LoadError> + Send + 'static,
+    load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
     shutdown: impl Future<Output = impl Future<Output = ()>>,
-) -> Result<(), ServerError> {
+) -> Result<(), ServerError>
+where
+    L: IntoLoaded<Scorer: Scorer + Send + 'static>,
+{
     let (stage, watched) = watch::channel(Stage::Loading);
     let (serving, transport) = open(&settings, grpc, http, Handlers::new(watched))?;
     let mut shutdown = pin!(shutdown);
@@ -150,12 +153,12 @@ pub async fn serve<S: Scorer + 'static>(
         }
     };
 
-    let info = engine.info().clone();
-    publish(&info);
+    let models: Vec<ModelInfo> = engine.models().all().iter().map(|model| model.info.clone()).collect();
+    models.iter().for_each(publish);
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
     let stop = tokio::select! {
-        lost = follow_workers(up, &serving, &info, server.recovery_timeout) => Err(lost),
+        lost = follow_workers(up, &serving, &models, server.recovery_timeout) => Err(lost),
         at_once = &mut shutdown => Ok(at_once),
     };
 
@@ -205,7 +208,7 @@ pub async fn serve<S: Scorer + 'static>(
 async fn follow_workers(
     mut up: watch::Receiver<usize>,
     serving: &Serving,
-    info: &ModelInfo,
+    models: &[ModelInfo],
     limit: Duration,
 ) -> LoadError {
     let mut served = false;
@@ -215,7 +218,10 @@ async fn follow_workers(
         serving.announce(count > 0);
         if count > 0 && !std::mem::replace(&mut served, true) {
             // Last, since whoever waits for this line calls at once.
-            tracing::info!(model = ?info, "serving");
+            match models {
+                [model] => tracing::info!(?model, "serving"),
+                several => tracing::info!(model = ?several, "serving"),
+            }
         }
         let patience = if count > 0 { Duration::MAX } else { limit };
         // The sender goes with the last worker, which no queue that is open lets go.

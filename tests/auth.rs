@@ -64,8 +64,10 @@ impl TokenFile {
         let server = TestServer::loading(&[("auth.tokens_file", path.to_str().unwrap())]).await;
         server.device.release();
         let mut client = server.client().await;
-        soon(async { while client.get_model(bearer(TRAINER, proto::GetModelRequest {})).await.is_err() {} })
-            .await;
+        soon(async {
+            while client.get_model(bearer(TRAINER, proto::GetModelRequest::default())).await.is_err() {}
+        })
+        .await;
         server
     }
 }
@@ -91,7 +93,7 @@ async fn without_a_token_there_is_health_and_nothing_else() {
 
     let mut refused = Vec::new();
     refused.push(client.score(request([9])).await.unwrap_err());
-    refused.push(client.get_model(proto::GetModelRequest {}).await.unwrap_err());
+    refused.push(client.get_model(proto::GetModelRequest::default()).await.unwrap_err());
     refused.push(client.score_stream(stream::iter([stream_item("x", 9)])).await.unwrap_err());
     for wrong in
         ["Basic dXNlcjpwYXNz", TRAINER, "Bearer", "Bearer ", "Bearer trainer:trainer-0123456789abcdef"]
@@ -108,7 +110,8 @@ async fn without_a_token_there_is_health_and_nothing_else() {
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<proto::GetModelRequest, proto::GetModelResponse>::default();
     let made_up = "/made.up/Method".parse().unwrap();
-    refused.push(grpc.unary(Request::new(proto::GetModelRequest {}), made_up, codec).await.unwrap_err());
+    refused
+        .push(grpc.unary(Request::new(proto::GetModelRequest::default()), made_up, codec).await.unwrap_err());
     for status in refused {
         assert_eq!(status.code(), Code::Unauthenticated, "{status}");
         let said = status.message();
@@ -223,7 +226,7 @@ impl Authority {
         let server = TestServer::loading(&flags).await;
         server.device.release();
         let client = self.client(&server, true).await.unwrap();
-        let model = || async { client.clone().get_model(proto::GetModelRequest {}).await };
+        let model = || async { client.clone().get_model(proto::GetModelRequest::default()).await };
         soon(async { while model().await.is_err() {} }).await;
         server
     }

@@ -213,7 +213,7 @@ async fn balancers_have_time_to_turn_away() {
     assert_eq!(outcomes(&client.score(request([1])).await.unwrap().into_inner()), [Ok(1.0)]);
     let refused = async {
         loop {
-            if let Err(status) = late.get_model(proto::GetModelRequest {}).await {
+            if let Err(status) = late.get_model(proto::GetModelRequest::default()).await {
                 break status;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

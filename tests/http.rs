@@ -647,7 +647,7 @@ async fn who_hangs_up_costs_no_forward_and_calls_of_both_ports_count_together() 
     let (address, asked) = (server.http, unirl(&pngs([2, 2])));
     // Again where one of those that look whether it has begun was in its place.
     let abandoned = tokio::spawn(async move { while post(address, "/score", &asked).await.status == 429 {} });
-    let get_model = async || client.clone().get_model(proto::GetModelRequest {}).await;
+    let get_model = async || client.clone().get_model(proto::GetModelRequest::default()).await;
     // It has begun once there is no call left for another.
     let code = soon(async {
         loop {
@@ -816,7 +816,7 @@ async fn what_is_refused_is_never_said_again_whole() {
     let asked = async {
         loop {
             let start = Instant::now();
-            client.get_model(proto::GetModelRequest {}).await.unwrap();
+            client.get_model(proto::GetModelRequest::default()).await.unwrap();
             slowest.set(slowest.get().max(start.elapsed()));
             sleep(Duration::from_millis(10)).await;
         }

@@ -110,7 +110,8 @@ async fn the_limits_that_a_caller_must_keep_are_published() {
         ("limits.max_calls_per_caller", "3"),
     ];
     let server = TestServer::start(&flags).await;
-    let model = server.client().await.get_model(proto::GetModelRequest {}).await.unwrap().into_inner();
+    let model =
+        server.client().await.get_model(proto::GetModelRequest::default()).await.unwrap().into_inner();
     let limits = model.limits.unwrap();
     assert_eq!((limits.max_image_bytes, limits.max_prompt_tokens, limits.max_calls_per_caller), (501, 61, 3));
 }
@@ -245,7 +246,7 @@ async fn a_connection_carries_so_many_calls_and_the_next_waits() {
     server.device.reached(1).await;
     // Nothing but the first call is in the way of this one.
     let mut asking = client.clone();
-    let mut second = tokio::spawn(async move { asking.get_model(proto::GetModelRequest {}).await });
+    let mut second = tokio::spawn(async move { asking.get_model(proto::GetModelRequest::default()).await });
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut second).await.is_err());
     server.device.release();
     assert!(soon(first).await.unwrap().is_ok() && soon(second).await.unwrap().is_ok());
@@ -293,12 +294,12 @@ async fn an_idle_connection_is_closed_in_order_and_a_busy_one_is_not() {
     // In order means with a farewell: an error would end this with one.
     soon(idle.connection).await.unwrap().unwrap();
     let (mut channel, start) = (server.client().await, Instant::now());
-    assert!(channel.get_model(proto::GetModelRequest {}).await.is_ok());
+    assert!(channel.get_model(proto::GetModelRequest::default()).await.is_ok());
     soon(silent.read_to_end(&mut Vec::new())).await.unwrap();
     sleep(Duration::from_secs(3).saturating_sub(start.elapsed())).await;
     assert!(!busy.connection.is_finished() && futures::poll!(held.as_mut()).is_pending());
     // A client that comes back after a pause connects anew and notices nothing.
-    assert!(channel.get_model(proto::GetModelRequest {}).await.is_ok());
+    assert!(channel.get_model(proto::GetModelRequest::default()).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,7 +55,8 @@ async fn server(more: &[(&str, &str)]) -> (TestServer, tempfile::TempDir) {
     let server = TestServer::loading(&[&flags[..], more].concat()).await;
     server.device.release();
     let mut client = server.client().await;
-    soon(async { while client.get_model(bearer(GOOD, proto::GetModelRequest {})).await.is_err() {} }).await;
+    soon(async { while client.get_model(bearer(GOOD, proto::GetModelRequest::default())).await.is_err() {} })
+        .await;
     (server, folder)
 }
 
@@ -224,7 +225,7 @@ async fn a_server_that_drains_refuses_by_the_thousand_and_answers_what_it_had_ac
     server.device.reached(7).await;
     let device = std::sync::Arc::clone(&server.device);
     let ending = server.shut_down();
-    let model = || async { client.clone().get_model(bearer(GOOD, proto::GetModelRequest {})).await };
+    let model = || async { client.clone().get_model(bearer(GOOD, proto::GetModelRequest::default())).await };
     soon(async { while model().await.is_ok() {} }).await;
     let refusal = (Code::Unavailable, "shutting down");
     assert_eq!(refused(&client, 8, GREEDY, &large(9_000), refusal).await, MANY);

@@ -56,7 +56,7 @@ async fn notice(checkpoint: &Path) -> (String, String, String) {
     let mut server = serving(checkpoint);
     server.logged("serving", "model");
     let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
-    let notice = client.get_model(GetModelRequest {}).await.unwrap().into_inner().notice;
+    let notice = client.get_model(GetModelRequest::default()).await.unwrap().into_inner().notice;
     let page = get(server.metrics_address(), "/metrics");
     let metric =
         page.lines().find(|line| line.starts_with("spatialscore_constant_scores ")).unwrap().to_owned();

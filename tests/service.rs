@@ -339,7 +339,7 @@ async fn health_follows_the_life_of_the_server() {
 /// Health is told a moment before the handlers turn away.
 async fn until_unavailable(client: &mut SpatialScoreServiceClient<tonic::transport::Channel>) {
     let status = loop {
-        if let Err(status) = soon(client.get_model(proto::GetModelRequest {})).await {
+        if let Err(status) = soon(client.get_model(proto::GetModelRequest::default())).await {
             break status;
         }
     };
@@ -427,7 +427,8 @@ async fn a_message_over_the_limit_is_refused_with_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn get_model_says_what_is_served_and_its_limits() {
     let server = TestServer::start(&[("limits.max_items_per_request", "17")]).await;
-    let model = server.client().await.get_model(proto::GetModelRequest {}).await.unwrap().into_inner();
+    let model =
+        server.client().await.get_model(proto::GetModelRequest::default()).await.unwrap().into_inner();
     assert_eq!(
         (&*model.name, &*model.architecture, &*model.revision, &*model.dtype, &*model.notice),
         ("fake", "qwen2_5_vl", "none", "float32", "A fake.")
@@ -457,7 +458,7 @@ async fn calls_and_items_are_counted() {
     grpc.ready().await.unwrap();
     let path = "/made.up/Method".parse().unwrap();
     let codec = tonic_prost::ProstCodec::<proto::GetModelRequest, proto::GetModelResponse>::default();
-    let status = grpc.unary(Request::new(proto::GetModelRequest {}), path, codec).await.unwrap_err();
+    let status = grpc.unary(Request::new(proto::GetModelRequest::default()), path, codec).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     // The last byte of an answer can reach the caller a moment before the server has counted it.
     until(|| lines.iter().zip(&before).all(|(line, before)| metric(line) > *before)).await;

@@ -362,7 +362,7 @@ async fn nobody_waits_for_who_reads_the_log() {
     while dropped() == 0 {
         assert!(std::time::Instant::now() < patience, "it logs nothing");
         for _ in 0..32 {
-            soon(client.get_model(proto::GetModelRequest {})).await.unwrap();
+            soon(client.get_model(proto::GetModelRequest::default())).await.unwrap();
         }
     }
     soon(client.score(request([1]))).await.unwrap();

@@ -130,7 +130,8 @@ impl Servers {
         let until = Instant::now() + Duration::from_secs(self.wait);
         let last = clients.len().saturating_sub(1);
         for (turn, mut client) in (0..clients.len()).cycle().zip(clients.iter().cloned().cycle()) {
-            let model = timeout(Duration::from_secs(seconds), client.get_model(proto::GetModelRequest {}));
+            let model =
+                timeout(Duration::from_secs(seconds), client.get_model(proto::GetModelRequest::default()));
             match model.await.map_err(|_| Unanswered::Timeout(seconds))? {
                 Ok(model) => return Ok((client, model.into_inner())),
                 Err(status) if status.code() == Code::Unavailable && turn < last => {}

@@ -192,7 +192,7 @@ impl Work {
             ..Default::default()
         };
         let items = self.pictures.iter().cycle().take(self.group).enumerate().map(item).collect();
-        proto::ScoreRequest { prompt: None, items, priority: self.priority.into() }
+        proto::ScoreRequest { items, priority: self.priority.into(), ..Default::default() }
     }
 }
 

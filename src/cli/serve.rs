@@ -41,6 +41,8 @@ Examples:
       A directory that save_pretrained wrote, one worker on each of two devices.
   spatialscore serve --listen 0.0.0.0:50051 --tokens-file tokens --tls-cert server.crt --tls-key server.key
       For other machines, where they show a token. A first one: echo trainer:$(openssl rand -hex 32) > tokens
+  spatialscore serve --model hpsv3=./hpsv3,profile=hpsv3 --model layout=./my-reward-model
+      Two rewards in one server; a call names those that it wants.
   spatialscore serve --http 127.0.0.1:8080
       For the remote reward clients that UniRL and Flow-Factory bring, beside gRPC.
   spatialscore serve --checkpoint owner/model --revision main --listen 0.0.0.0:50051 --allow-anonymous
@@ -85,6 +87,10 @@ pub struct Arguments {
     /// spatialscore-mini (built in), a directory, or a hub id (owner/model) [model.checkpoint].
     #[arg(long, value_name = "NAME")]
     checkpoint: Option<String>,
+    /// A model of a name, which callers ask for by it; may be given several times, the default one first, in place of
+    /// --checkpoint, --revision and --profile [[[models]]].
+    #[arg(long, value_name = "NAME=CHECKPOINT[,profile=…,device=…,dtype=…]")]
+    model: Vec<String>,
     /// The branch, tag or commit of a hub id [model.revision; default: main].
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
@@ -149,7 +155,8 @@ impl Arguments {
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         let environment: HashMap<String, String> = std::env::vars_os().filter_map(text).collect();
-        Sources { file: self.config, environment, flags: named.chain(self.set).collect() }
+        let flags = named.chain(self.set).collect();
+        Sources { file: self.config, environment, flags, models: self.model }
     }
 }
 
@@ -195,14 +202,17 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// What is wrong with the files that settings name, by the setting's name.
 fn file_faults(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut faults = auth::file_faults(settings);
-    if let Some(profile) = settings.model.profile.as_deref().filter(|name| profile::shipped(name).is_none())
-        && let Err(error) = files::read(Path::new(profile))
-    {
-        let names: Vec<&str> = profile::names().collect();
-        faults.push((
-            "model.reward_config",
-            format!("the file {error}; the profiles that ship are {}", names.join(", ")),
-        ));
+    for model in &settings.models {
+        if let Some(profile) = model.profile.as_deref().filter(|name| profile::shipped(name).is_none())
+            && let Err(error) = files::read(Path::new(profile))
+        {
+            let names: Vec<&str> = profile::names().collect();
+            let setting = if model.name.is_some() { "models.profile" } else { "model.reward_config" };
+            faults.push((
+                setting,
+                format!("{profile}: the file {error}; the profiles that ship are {}", names.join(", ")),
+            ));
+        }
     }
     faults
 }

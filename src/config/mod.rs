@@ -2,6 +2,7 @@
 //!
 //! The defaults are `spatialscore.example.toml` itself, so the documentation of a setting cannot drift from it.
 
+pub mod models;
 mod reader;
 
 use std::collections::HashMap;
@@ -26,8 +27,10 @@ const MOST_TOKENS: usize = 1 << 30;
 pub struct Settings {
     /// The gRPC server.
     pub server: ServerSettings,
-    /// The model and where it runs.
+    /// The model and where it runs; where there are several, what they have in common.
     pub model: ModelSettings,
+    /// All models that are served, the default one first: at least one.
+    pub models: Vec<ModelSettings>,
     /// Threads that decode, resize and tokenise; `None`: one per core.
     pub processor_threads: Option<usize>,
     /// What may wait.
@@ -110,9 +113,11 @@ pub struct TraceSettings {
     pub sample_ratio: f64,
 }
 
-/// Section `[model]`.
+/// Section `[model]`, and each of `[[models]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
+    /// The name that its operator gives it; `None`: the checkpoint's, of a model that is alone.
+    pub name: Option<String>,
     /// Built in, a directory or a hub id.
     pub checkpoint: String,
     /// The revision of a hub id.
@@ -125,6 +130,8 @@ pub struct ModelSettings {
     pub dtype: Dtype,
     /// Threads of a forward on the CPU; `None`: one per core.
     pub threads: Option<usize>,
+    /// The bytes that all models may take on one device; `None`: what is free there when they are loaded.
+    pub max_memory: Option<u64>,
 }
 
 /// Section `[limits]`.
@@ -207,6 +214,8 @@ pub struct Sources {
     pub environment: HashMap<String, String>,
     /// `section.key` and its value, from the flags.
     pub flags: Vec<(String, String)>,
+    /// Models, from the flags: they stand in place of the file's. Each as `NAME=CHECKPOINT[,key=value…]`.
+    pub models: Vec<String>,
 }
 
 /// Everything that is wrong with the settings.
@@ -277,13 +286,16 @@ impl Settings {
                 keepalive: r.seconds("server.keepalive_seconds", 0..=86400),
                 idle_timeout: r.seconds("server.idle_timeout_seconds", 0..=604_800),
             },
+            models: Vec::new(),
             model: ModelSettings {
+                name: None,
                 checkpoint: r.text("model.checkpoint"),
                 revision: Some(r.text("model.revision")).filter(|s| !s.is_empty()),
                 profile: Some(r.text("model.reward_config")).filter(|s| !s.is_empty()),
                 device: r.parse("model.device", Devices::FORMS, Devices::Auto),
                 dtype: r.parse("model.dtype", Dtype::FORMS, Dtype::Auto),
                 threads: r.threads("model.threads"),
+                max_memory: Some(r.number("model.max_memory_bytes", 0..=1 << 50)).filter(|&bytes| bytes > 0),
             },
             processor_threads: r.threads("processor.threads"),
             queue: Capacity {
@@ -328,6 +340,7 @@ impl Settings {
         };
         let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         settings.server.asks_for_certificates = certificates;
+        settings.models = r.models(&settings.model);
         settings.check_together(r);
         settings
     }
@@ -468,6 +481,7 @@ mod tests {
             file: Some(file.path().to_owned()),
             environment: environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             flags: vec![("batch.max_items".into(), "30".into())],
+            ..Sources::default()
         })
         .unwrap();
         assert_eq!((settings.model.threads, settings.queue.items, settings.batch.items), (Some(3), 2000, 30));
@@ -489,6 +503,7 @@ mod tests {
                 ("batch.max_tokens".into(), "300000".into()),
                 ("nonsense".into(), "1".into()),
             ],
+            ..Sources::default()
         })
         .unwrap_err();
         let path = file.path().display();
@@ -554,5 +569,73 @@ mod tests {
         let environment = [("SPATIALSCORE__MODEL__REVISION".to_owned(), "0123456".to_owned())].into();
         let settings = Settings::load(&Sources { environment, ..Sources::default() }).unwrap();
         assert_eq!(settings.model.revision.as_deref(), Some("0123456"));
+    }
+
+    fn models(file: &str, flags: &[&str]) -> Result<Vec<ModelSettings>, String> {
+        let at = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(at.path(), file).unwrap();
+        let models = flags.iter().map(|&text| text.to_owned()).collect();
+        let sources = Sources { file: Some(at.path().to_owned()), models, ..Sources::default() };
+        Settings::load(&sources).map(|settings| settings.models).map_err(|faults| faults.to_string())
+    }
+
+    #[test]
+    fn several_models_are_named_in_the_file_or_by_flags() {
+        let alone = models("", &[]).unwrap();
+        assert_eq!((alone.len(), &alone[0].name, &*alone[0].checkpoint), (1, &None, "spatialscore-mini"));
+
+        let file = "[model]\ndevice = \"cpu\"\n[[models]]\nname = \"a\"\ncheckpoint = \"./x\"\n\
+                    [[models]]\nname = \"b-2.5\"\ncheckpoint = \"o/m\"\nrevision = 7\nprofile = \"hpsv3\"\n\
+                    device = \"cuda:0,cuda:1\"\ndtype = \"float16\"\n";
+        let two = models(file, &[]).unwrap();
+        let [a, b] = two.as_slice() else { panic!("{two:?}") };
+        assert_eq!(
+            (a.name.as_deref(), &*a.checkpoint, a.device.to_string()),
+            (Some("a"), "./x", "cpu".into())
+        );
+        assert_eq!((b.revision.as_deref(), b.profile.as_deref()), (Some("7"), Some("hpsv3")));
+        assert_eq!((b.device.to_string(), b.dtype), ("cuda:0,cuda:1".into(), Dtype::Float16));
+
+        let flag = "c=./a=b,profile=vqascore,device=cuda:0,cuda:1,dtype=bfloat16";
+        let one = models(file, &[flag]).unwrap();
+        let [c] = one.as_slice() else { panic!("{one:?}") };
+        assert_eq!(
+            (c.name.as_deref(), &*c.checkpoint, c.profile.as_deref()),
+            (Some("c"), "./a=b", Some("vqascore"))
+        );
+        assert_eq!((c.device.to_string(), c.dtype), ("cuda:0,cuda:1".into(), Dtype::Bfloat16));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_model_is_said_with_its_key() {
+        for (file, flags, faults) in [
+            ("", &["a"][..], "models[0] = \"a\" (from a flag): must be NAME=CHECKPOINT"),
+            ("", &["=x"], "models[0].name = \"\" (from a flag): must be 1 to 64"),
+            ("", &["a/b=x"], "models[0].name = \"a/b\" (from a flag): must be 1 to 64"),
+            ("", &["a="], "models[0].checkpoint = \"\" (from a flag): must be a directory"),
+            (
+                "",
+                &["a=x,device=gpu"],
+                "models[0].device = \"gpu\" (from a flag): must be auto, cpu, or cuda:N",
+            ),
+            (
+                "",
+                &["a=x", "b=x,dtype=int8"],
+                "models[1].dtype = \"int8\" (from a flag): must be auto, float32",
+            ),
+            ("", &["a=x,colour=red"], "models[0].colour = \"red\" (from a flag): there is no such key"),
+            ("", &["a=x", "a=y"], "models[1].name = \"a\" (from a flag): another model has this name"),
+            ("models = 3", &[], "models = \"3\" (from "),
+            ("[[models]]\nname = \"a\"", &[], "models[0].checkpoint: is missing"),
+            ("[[models]]\ncheckpoint = \"a\"", &[], "models[0].name: is missing"),
+            (
+                "[model]\ncheckpoint = \"x\"\n[[models]]\nname = \"a\"\ncheckpoint = \"y\"",
+                &[],
+                "model.checkpoint = \"x\" (from ",
+            ),
+        ] {
+            let said = models(file, flags).unwrap_err();
+            assert!(said.starts_with(faults), "{file} {flags:?}: {said}");
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
-use super::{EXAMPLE, Fault, Sources, TlsSettings};
+use super::models::{self, Table};
+use super::{EXAMPLE, Fault, ModelSettings, Sources, TlsSettings};
 use crate::files;
 
 /// Where a value came from, as the `config` crate calls the environment, and as we call a flag.
@@ -52,11 +53,14 @@ pub(super) struct Reader {
     /// The names that were asked for: all the settings there are.
     pub(super) known: Vec<&'static str>,
     pub(super) faults: Vec<Fault>,
+    /// The models of the flags.
+    models: Vec<String>,
 }
 
 impl Reader {
     /// Merges the sources. One that cannot be read is a fault, and the others are still checked.
     pub(super) fn collect(&mut self, sources: &Sources) {
+        self.models.clone_from(&sources.models);
         let mut builder = Config::builder().add_source(File::from_str(EXAMPLE, FileFormat::Toml));
         if let Some(path) = &sources.file {
             let file = File::from(path.as_path()).format(FileFormat::Toml);
@@ -84,6 +88,38 @@ impl Reader {
             Ok(values) => flatten("", values, &mut self.values),
             Err(error) => self.source_fault("settings".into(), error.to_string()),
         }
+    }
+
+    /// The models of the flags, else of `[[models]]`, each with what it does not say from `common`; without any, that alone.
+    pub(super) fn models(&mut self, common: &ModelSettings) -> Vec<ModelSettings> {
+        let in_file = self.values.remove(models::SETTING);
+        let flags = std::mem::take(&mut self.models);
+        let tables = if flags.is_empty() {
+            models::in_file(in_file, &format!("from {}", self.file))
+        } else {
+            Ok(flags
+                .iter()
+                .enumerate()
+                .map(|(index, text)| Table::of_flag(index, text, "from a flag"))
+                .collect())
+        };
+        let models = match tables {
+            Ok(tables) => models::all(tables, common, &mut self.faults),
+            Err(fault) => {
+                self.faults.push(fault);
+                Vec::new()
+            }
+        };
+        if models.is_empty() {
+            return vec![common.clone()];
+        }
+        // Named beside them, it is not clear whether it should be served too.
+        for key in ["model.checkpoint", "model.revision", "model.reward_config"] {
+            if self.values.get(key).is_some_and(|value| value.origin().is_some()) {
+                self.fault(key, "there are models beside it, by [[models]] or --model; each says its own");
+            }
+        }
+        models
     }
 
     fn source_fault(&mut self, name: String, problem: String) {

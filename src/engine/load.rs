@@ -5,13 +5,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
-use super::{LoadError, Loaded, MakeScorer, ModelInfo, SelfTest};
-use crate::config::Settings;
+use super::{LoadError, Loaded, MakeScorer, Memory, ModelInfo, SelfTest, Terms, memory, models};
+use crate::config::{ModelSettings, Settings};
 use crate::device;
+use crate::model::backbone::{Config, forward_flops};
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
-use crate::model::{Blueprint, Reading, RewardModel, profile};
+use crate::model::profile::{self, RewardConfig};
+use crate::model::{Blueprint, Reading, RewardModel};
 use crate::processor::{Processor, ProcessorLimits};
 
 /// What a checkpoint's settings and the headers of its weights show.
@@ -88,43 +91,138 @@ impl Examination {
     }
 }
 
-/// Finds the checkpoint of the settings, its processor, and the devices that it shall run on.
+/// Finds the checkpoint of the settings, its processor, and the devices that it shall run on; of several models the
+/// default one.
 ///
 /// # Errors
 /// The checkpoint cannot be served, or a device is not there.
 pub fn load(settings: &Settings) -> Result<Loaded<RewardModel>, LoadError> {
-    #[derive(Deserialize)]
-    struct Architecture {
-        model_type: String,
+    Found::of(settings, settings.models.first().unwrap_or(&settings.model))?.read()
+}
+
+/// The same of all models of the settings, which fit their devices together.
+///
+/// # Errors
+/// All that is wrong with any of them.
+pub fn load_all(settings: &Settings) -> Result<Vec<Loaded<RewardModel>>, LoadError> {
+    let (found, errors) = split(
+        settings
+            .models
+            .iter()
+            .map(|model| Found::of(settings, model).map_err(|error| of_model(model, error))),
+    );
+    if let Some(error) = LoadError::all(errors) {
+        return Err(error);
     }
-    let model = &settings.model;
-    let files = profile::open(&model.checkpoint, model.revision.as_deref(), model.profile.as_deref())?;
-    let (blueprint, processor) =
-        Examination::of(&files, ProcessorLimits::from(&settings.limits))?.accept()?;
-    let reward = blueprint.reward;
-    let devices = model.device.resolve()?;
-    let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
-    kinds.dedup();
-    let info = ModelInfo {
-        name: files.name().to_owned(),
-        architecture: files.require_json::<Architecture>("config.json")?.model_type,
-        revision: files.revision()?,
-        dtype: kinds.join(","),
-        devices: devices.iter().copied().map(device::name).collect(),
-        output: reward.output,
-        profile: files.profile(),
-        pictures: reward.pictures,
-        components: reward.components(),
-        takes_questions: reward.takes_questions(),
-        notice: reward.notice.unwrap_or_default(),
-    };
-    let files = Arc::new(files);
-    let make = |device| {
-        let kind = model.dtype.on(device);
-        make_model(Arc::clone(&files), processor.reading(), device, kind, model.threads)
-    };
-    let workers = devices.into_iter().map(make).collect();
-    Ok(Loaded { info, processor, workers })
+    models::distinct(found.iter().map(Found::name))?;
+    memory::plan(
+        found.iter().map(|found| (found.name(), found.memory.as_slice())),
+        settings.model.max_memory,
+    )?;
+    let (loaded, errors) = split(found.into_iter().map(|found| {
+        let model = found.settings.clone();
+        found.read().map_err(|error| of_model(&model, error))
+    }));
+    LoadError::all(errors).map_or(Ok(loaded), Err)
+}
+
+/// An error of a model that has a name.
+fn of_model(model: &ModelSettings, error: LoadError) -> LoadError {
+    match &model.name {
+        Some(name) => LoadError::Of(name.clone(), Box::new(error)),
+        None => error,
+    }
+}
+
+fn split<T>(results: impl Iterator<Item = Result<T, LoadError>>) -> (Vec<T>, Vec<LoadError>) {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    results.for_each(|result| match result {
+        Ok(value) => good.push(value),
+        Err(error) => bad.push(error),
+    });
+    (good, bad)
+}
+
+/// A checkpoint whose headers are sound, of which no weights are read yet.
+pub(super) struct Found {
+    pub settings: ModelSettings,
+    files: CheckpointFiles,
+    config: Config,
+    reward: RewardConfig,
+    processor: Processor,
+    devices: Vec<Device>,
+    /// What it takes on each of them.
+    pub memory: Vec<Memory>,
+}
+
+impl Found {
+    /// Finds a model's checkpoint and judges it.
+    pub fn of(settings: &Settings, model: &ModelSettings) -> Result<Self, LoadError> {
+        let files = profile::open(&model.checkpoint, model.revision.as_deref(), model.profile.as_deref())?;
+        let (blueprint, processor) =
+            Examination::of(&files, ProcessorLimits::from(&settings.limits))?.accept()?;
+        let devices = model.device.resolve()?;
+        let memory =
+            |&device: &Device| Memory::of(&blueprint, device, model.dtype.on(device), settings.batch);
+        let memory = devices.iter().map(memory).collect();
+        let Blueprint { config, reward, .. } = blueprint;
+        Ok(Self { settings: model.clone(), files, config, reward, processor, devices, memory })
+    }
+
+    /// The name that it is served by.
+    pub fn name(&self) -> &str {
+        self.settings.name.as_deref().unwrap_or_else(|| self.files.name())
+    }
+
+    /// What an engine needs of it. Reads all files, for their digest.
+    pub fn read(self) -> Result<Loaded<RewardModel>, LoadError> {
+        #[derive(Deserialize)]
+        struct Architecture {
+            model_type: String,
+        }
+        let name = self.name().to_owned();
+        let Self { settings: model, files, config, reward, processor, devices, memory } = self;
+        let mut kinds: Vec<&str> = devices.iter().map(|&d| device::kind_name(model.dtype.on(d))).collect();
+        kinds.dedup();
+        let profile_text = files.read(profile::FILE)?.unwrap_or_default();
+        let terms = Terms {
+            named: model.name.is_some(),
+            checkpoint: files.name().to_owned(),
+            profile_digest: format!("sha256:{:x}", Sha256::digest(&profile_text)),
+            token_flops: Some(token_flops(&config)),
+            memory,
+        };
+        let info = ModelInfo {
+            name,
+            architecture: files.require_json::<Architecture>("config.json")?.model_type,
+            revision: files.revision()?,
+            dtype: kinds.join(","),
+            devices: devices.iter().copied().map(device::name).collect(),
+            output: reward.output,
+            profile: files.profile(),
+            pictures: reward.pictures,
+            components: reward.components(),
+            takes_questions: reward.takes_questions(),
+            notice: reward.notice.unwrap_or_default(),
+        };
+        let files = Arc::new(files);
+        let make = |device| {
+            let kind = model.dtype.on(device);
+            make_model(Arc::clone(&files), processor.reading(), device, kind, model.threads)
+        };
+        let workers = devices.into_iter().map(make).collect();
+        Ok(Loaded { info, terms, processor, workers })
+    }
+}
+
+/// What a token of a usual item costs: a picture of 512 × 512 and a hundred tokens of text.
+fn token_flops(config: &Config) -> f64 {
+    const TEXT: usize = 100;
+    let side = (512 / config.vision.patch_size.max(1)) as usize;
+    let merge = (config.vision.spatial_merge_size.max(1)) as usize;
+    let side = (side / merge).max(1) * merge;
+    let tokens = TEXT + (side / merge).pow(2);
+    forward_flops(config, &[(side, side)], tokens) / tokens as f64
 }
 
 fn make_model(

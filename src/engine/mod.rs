@@ -1,17 +1,20 @@
-//! What stands behind the service: a model that is up, with its processor, its queue and its workers.
+//! What stands behind the service: the models that are up, each with its processor, one queue, and the workers.
 
 mod cpu_pool;
+mod house;
 mod load;
+mod memory;
+mod models;
 mod score_cache;
 mod self_test;
 
 use std::convert::Infallible;
-use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
-use metrics::gauge;
+use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
@@ -21,13 +24,14 @@ use crate::error::ScoreError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::profile::Output;
 use crate::model::{Sample, Score, Scorer};
-use crate::processor::{Draft, Item, Processor};
+use crate::processor::{Decoded, Draft, Item, Processor};
 use crate::request_context::Claim;
-use crate::scheduler::worker::{self, Post};
 use crate::scheduler::{Job, Permit, Queue, Scored};
-use crate::telemetry::CONSTANT_SCORES;
 
-pub use load::{Examination, load};
+pub use house::IntoLoaded;
+pub use load::{Examination, load, load_all};
+pub use memory::Memory;
+pub use models::{Model, Models};
 pub use self_test::SelfTest;
 
 use cpu_pool::{Cost, Pool};
@@ -39,7 +43,7 @@ const ADMISSION_BYTES: usize = 128 << 10;
 /// What is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// The name by which the checkpoint was asked for.
+    /// The name that its operator gave it, else that by which the checkpoint was asked for.
     pub name: String,
     /// `model_type` of its `config.json`.
     pub architecture: String,
@@ -63,13 +67,30 @@ pub struct ModelInfo {
     pub notice: String,
 }
 
-/// What a loader gives: all that an engine is made of.
+/// What is known of a model beside what it is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Terms {
+    /// Whether its operator gave it its name.
+    pub named: bool,
+    /// The name by which the checkpoint was asked for.
+    pub checkpoint: String,
+    /// `sha256:` and the digest of what its reward is read by.
+    pub profile_digest: String,
+    /// The floating-point operations that a token of it costs, of a usual item; `None`: as many as one of the first model.
+    pub token_flops: Option<f64>,
+    /// The memory that it takes on each of its devices.
+    pub memory: Vec<Memory>,
+}
+
+/// What a loader gives: all that a model is made of.
 pub struct Loaded<S> {
     /// What is served.
     pub info: ModelInfo,
+    /// What else is known of it.
+    pub terms: Terms,
     /// The processor of the checkpoint.
     pub processor: Processor,
-    /// What makes the model, on the thread that will own it. One worker for each.
+    /// What makes the model, for each of its devices.
     pub workers: Vec<MakeScorer<S>>,
 }
 
@@ -96,6 +117,15 @@ pub enum LoadError {
     /// The model was loaded and could not score.
     #[error("the model was loaded, but its first forward failed: {0}")]
     Probe(String),
+    /// Two models have one name.
+    #[error("there are two models named {0:?}")]
+    Twice(String),
+    /// One of several models cannot be served.
+    #[error("the model {0:?}: {1}")]
+    Of(String, Box<LoadError>),
+    /// The models do not fit a device.
+    #[error("{0}")]
+    Memory(String),
     /// All workers were lost, and none could be made anew.
     #[error("no worker has been up for {:.0} s", .0.as_secs_f64())]
     Lost(Duration),
@@ -111,24 +141,17 @@ impl LoadError {
     }
 }
 
-/// A model that is up.
+/// The models that are up, with the queue before their workers.
 ///
 /// Calls hold it for as long as they need it; once the last has let go it tells [`Lifeline::released`].
 pub struct Engine {
-    info: ModelInfo,
-    /// The names of a score's components, where the item asks no questions.
-    components: Arc<[String]>,
+    models: Arc<Models>,
     limits: Limits,
-    processor: Arc<Processor>,
     /// Reads headers and tokenises, so that a refusal never waits for another's pixels.
     admission: Pool,
     /// Decodes and resizes.
     preparation: Pool,
-    /// The cost in tokens of the cheapest item.
-    least_cost: usize,
     results: Arc<Results>,
-    /// What a digest begins with: it stands for the model.
-    seed: blake3::Hasher,
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
@@ -144,20 +167,40 @@ pub struct Lifeline {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// An item whose cost is known.
+/// An item whose cost is known, for each of the models that shall score it.
 #[derive(Debug)]
 pub struct Admitted {
-    draft: Draft,
-    components: Arc<[String]>,
+    parts: Vec<Result<Part, ScoreError>>,
     took: Duration,
 }
 
-impl Admitted {
-    /// What the item costs.
-    pub fn tokens(&self) -> usize {
-        self.draft.tokens()
+/// An item as one model reads it.
+struct Part {
+    model: Arc<Model>,
+    draft: Draft,
+    components: Arc<[String]>,
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Part").field("model", &self.model.info.name).finish_non_exhaustive()
     }
 }
+
+impl Admitted {
+    /// What the item costs with each model that can score it. Each needs a place of its own.
+    pub fn costs(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().flatten().map(|part| part.model.cost(part.draft.tokens()))
+    }
+
+    /// An item that can never be scored, by any of so many models.
+    pub fn refused(error: &ScoreError, models: usize) -> Self {
+        Self { parts: (0..models).map(|_| Err(error.clone())).collect(), took: Duration::ZERO }
+    }
+}
+
+/// What each model made of an item.
+pub type Answers = Vec<Result<Answer, ScoreError>>;
 
 /// An item's score and where its time went.
 #[derive(Debug, Clone)]
@@ -175,71 +218,27 @@ impl Engine {
     ///
     /// # Errors
     /// The first worker that did not come up, after the others were ended.
-    pub fn start<S>(settings: &Settings, loaded: Loaded<S>) -> Result<(Arc<Self>, Lifeline), LoadError>
+    pub fn start<S>(
+        settings: &Settings,
+        loaded: impl IntoLoaded<Scorer = S>,
+    ) -> Result<(Arc<Self>, Lifeline), LoadError>
     where
-        S: Scorer + 'static,
+        S: Scorer + Send + 'static,
     {
         let pool = |name, memory| Pool::new(name, settings.processor_threads, memory);
         let admission = pool("admission", usize::MAX)?;
         let preparation = pool("processor", settings.limits.max_decode_bytes)?;
-        let processor = Arc::new(loaded.processor);
-        let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
-        let least_cost = test.cheapest.tokens();
-        let remark = Arc::new(OnceLock::new());
         let queue = Queue::new(settings.queue);
-        let (up_sender, up) = watch::channel(0);
-        let (report, reports) = std::sync::mpsc::channel();
-        let mut workers = Vec::new();
-        let count = loaded.workers.len();
-        for (make, device) in loaded.workers.into_iter().zip(&loaded.info.devices) {
-            let (test, remark, report) = (test.clone(), Arc::clone(&remark), report.clone());
-            let make = move || {
-                let mut scorer = make()?;
-                if let Some(found) = test.run(&mut scorer)? {
-                    tracing::error!(found, "the self-test at load");
-                    remark.get_or_init(|| found);
-                }
-                Ok(scorer)
-            };
-            // The receiver is gone only if another worker has failed already.
-            let started = move |result| drop(report.send(result));
-            let post = Post {
-                device: device.clone(),
-                queue: Arc::clone(&queue),
-                budget: settings.batch,
-                up: up_sender.clone(),
-            };
-            workers.push(worker::spawn(post, make, started)?);
-        }
-        drop((report, up_sender));
-        // A worker that ended without a report has dropped its sender, so this ends in any case.
-        let came_up: Result<Vec<()>, LoadError> = reports.iter().take(count).collect();
+        let house::Moved { models, workers, up } = house::move_in(settings, loaded.into_list(), &queue)?;
         let (stop, stopped) = watch::channel(false);
         let (alive_sender, alive) = mpsc::channel(1);
         let lifeline = Lifeline { queue: Arc::clone(&queue), stop, up, alive, workers };
-        if let Err(error) = came_up.and_then(|came_up| {
-            if came_up.len() == count { Ok(()) } else { Err(LoadError::Probe("a worker ended".into())) }
-        }) {
-            lifeline.join();
-            return Err(error);
-        }
-        let mut info = loaded.info;
-        gauge!(CONSTANT_SCORES).set(if remark.get().is_some() { 1.0 } else { 0.0 });
-        if let Some(found) = remark.get() {
-            info.notice = [found, info.notice.as_str()].join(" ").trim_end().to_owned();
-        }
-        let mut seed = blake3::Hasher::new();
-        seed.update(info.revision.as_bytes()).update(&[0]);
         let engine = Self {
-            components: info.components.iter().cloned().collect(),
-            info,
+            models: Arc::new(models),
             limits: settings.limits.clone(),
-            processor,
             admission,
             preparation,
-            least_cost,
             results: Results::new(settings.cache_items),
-            seed,
             queue,
             stopped,
             _alive: alive_sender,
@@ -247,9 +246,9 @@ impl Engine {
         Ok((Arc::new(engine), lifeline))
     }
 
-    /// What is served.
-    pub fn info(&self) -> &ModelInfo {
-        &self.info
+    /// The models.
+    pub fn models(&self) -> &Models {
+        &self.models
     }
 
     /// What a caller must keep.
@@ -262,13 +261,14 @@ impl Engine {
         &self.queue
     }
 
-    /// Whether so many items might find room: a first look that costs nothing, so that an overloaded server refuses
-    /// before it works.
+    /// Whether so many items might find room with all of these models: a first look that costs nothing, so that an
+    /// overloaded server refuses before it works.
     ///
     /// # Errors
     /// As [`Queue::reserve`].
-    pub fn expect_room(&self, claim: &Claim, items: usize) -> Result<(), ScoreError> {
-        self.queue.expect_room(claim, items, items * self.least_cost)
+    pub fn expect_room(&self, claim: &Claim, models: &[Arc<Model>], items: usize) -> Result<(), ScoreError> {
+        let least: usize = models.iter().map(|model| model.least_cost).sum();
+        self.queue.expect_room(claim, items * models.len(), items * least)
     }
 
     /// Runs `work` on a message of so many bytes from which a caller's items come, with the admission of items and in turn
@@ -285,89 +285,166 @@ impl Engine {
         self.admission.run(claim, Cost { time: 1 + bytes / ADMISSION_BYTES, memory: 0 }, work).await
     }
 
-    /// Checks an item and finds out what it costs, without decoding its picture.
+    /// Checks an item and finds out what it costs with each of these models, without decoding its picture.
     ///
     /// # Errors
-    /// The item can never be scored; or its caller left.
-    pub async fn admit(&self, item: Item, claim: &Claim) -> Result<Admitted, ScoreError> {
+    /// Its caller left. What can never be scored by a model is told with its place.
+    pub async fn admit(
+        &self,
+        models: &[Arc<Model>],
+        item: Item,
+        claim: &Claim,
+    ) -> Result<Admitted, ScoreError> {
         let start = Instant::now();
-        let processor = Arc::clone(&self.processor);
         // Each question is tokenised with its conversation.
-        let cost = Cost { time: item.questions.len().max(1), memory: 0 };
-        let components = match item.questions.as_slice() {
-            [] => Arc::clone(&self.components),
-            questions => questions.iter().map(|question| question.text.clone()).collect(),
+        let cost = Cost { time: item.questions.len().max(1) * models.len(), memory: 0 };
+        let questions: Option<Arc<[String]>> = (!item.questions.is_empty())
+            .then(|| item.questions.iter().map(|question| question.text.clone()).collect());
+        let models = models.to_vec();
+        let work = move || {
+            let part = |model: Arc<Model>| {
+                let draft = model.processor.admit_item(item.clone())?;
+                let components = questions.clone().unwrap_or_else(|| Arc::clone(&model.components));
+                Ok(Part { model, draft, components })
+            };
+            Ok(models.into_iter().map(part).collect())
         };
-        let draft = self.admission.run(claim, cost, move || processor.admit_item(item)).await?;
-        Ok(Admitted { draft, components, took: start.elapsed() })
+        let parts = self.admission.run(claim, cost, work).await?;
+        Ok(Admitted { parts, took: start.elapsed() })
     }
 
-    /// Prepares an admitted item on the pool, hands it to the workers, and waits for its score. An item that is known
-    /// or being computed already is not computed again.
+    /// Prepares an admitted item on the pool, its pictures decoded once, hands it to the workers, and waits for the score of
+    /// each model. What is known or being computed already is not computed again. There is a permit for each of
+    /// [`Admitted::costs`].
     ///
     /// Dropping the future cancels the item wherever it is, unless a device computes it already.
-    ///
-    /// # Errors
-    /// Why there is no score.
-    pub async fn score(&self, item: Admitted, permit: Permit, claim: &Claim) -> Result<Answer, ScoreError> {
-        let Admitted { mut draft, components, took: mut preprocess } = item;
-        let mut key = None;
+    pub async fn score(
+        &self,
+        Admitted { parts, took }: Admitted,
+        permits: impl IntoIterator<Item = Permit>,
+        claim: &Claim,
+    ) -> Answers {
+        let (mut permits, mut places, mut tasks) = (permits.into_iter(), Vec::new(), Vec::new());
+        let parts: Vec<Result<(), ScoreError>> = parts
+            .into_iter()
+            .map(|part| {
+                let part = part?;
+                let place = permits.next();
+                places.push((
+                    place.ok_or_else(no_place)?,
+                    Arc::clone(&part.model),
+                    Arc::clone(&part.components),
+                ));
+                tasks.push(Task { model: part.model, draft: part.draft, key: None });
+                Ok(())
+            })
+            .collect();
+        let start = Instant::now();
+        let steps = if tasks.is_empty() { Ok(Vec::new()) } else { self.prepare(tasks, claim).await };
+        let preprocess = took + start.elapsed();
+        let steps = match steps {
+            Ok(steps) => steps,
+            // What stops them all is said of each.
+            Err(error) => return parts.into_iter().map(|part| part.and(Err(error.clone()))).collect(),
+        };
+        let answers = places.into_iter().zip(steps).map(|((permit, model, components), step)| async move {
+            let (scored, preprocess) = self.answer(&model, step, permit, claim, preprocess).await?;
+            Ok(Answer { scored, components, preprocess })
+        });
+        let mut answers = join_all(answers).await.into_iter();
+        let lost = || Err(ScoreError::Internal("an item has no answer".into()));
+        parts.into_iter().map(|part| part.and_then(|()| answers.next().unwrap_or_else(lost))).collect()
+    }
+
+    /// Follows an item that is prepared to its score, with one model. Says too how long it was prepared.
+    async fn answer(
+        &self,
+        model: &Arc<Model>,
+        step: Result<Step, ScoreError>,
+        permit: Permit,
+        claim: &Claim,
+        mut preprocess: Duration,
+    ) -> Result<(Scored, Duration), ScoreError> {
+        let mut step = step?;
         loop {
-            let start = Instant::now();
-            let step = self.prepare(draft, key, claim).await?;
-            preprocess += start.elapsed();
-            match step {
+            let (draft, key) = match step {
                 Step::Known(score) => {
                     let scored = Scored { score, queue: Duration::ZERO, inference: Duration::ZERO };
-                    return Ok(Answer { scored, components, preprocess });
+                    return Ok((scored, preprocess));
                 }
                 Step::Lead(sample, lead) => {
-                    let outcome = self.forward(sample, permit, claim).await;
+                    let outcome = self.forward(model, sample, permit, claim).await;
                     lead.finish(&outcome);
-                    return Ok(Answer { scored: outcome?, components, preprocess });
+                    return Ok((outcome?, preprocess));
                 }
-                Step::Follow(back, its_key, follow) => {
+                Step::Follow(draft, key, follow) => {
                     if let Some(outcome) = self.unless_stopped(follow.outcome()).await? {
-                        return Ok(Answer { scored: outcome?, components, preprocess });
+                        return Ok((outcome?, preprocess));
                     }
                     // Who computed it gave up. The place in the queue has been kept for this.
-                    (draft, key) = (back, Some(its_key));
+                    (draft, Some(key))
                 }
-            }
+            };
+            let start = Instant::now();
+            let task = Task { model: Arc::clone(model), draft, key };
+            step = self.prepare(vec![task], claim).await?.pop().ok_or_else(no_place)??;
+            preprocess += start.elapsed();
         }
     }
 
-    /// Prepares an item on the pool, unless its score is known or another prepares it.
-    async fn prepare(&self, draft: Draft, key: Option<Key>, claim: &Claim) -> Result<Step, ScoreError> {
-        let (processor, results) = (Arc::clone(&self.processor), Arc::clone(&self.results));
+    /// Prepares an item on the pool for each of its models, unless the score is known or another prepares it. Pictures
+    /// are decoded once.
+    async fn prepare(
+        &self,
+        tasks: Vec<Task>,
+        claim: &Claim,
+    ) -> Result<Vec<Result<Step, ScoreError>>, ScoreError> {
+        let results = Arc::clone(&self.results);
+        let mut memory = tasks.iter().map(|task| task.draft.memory()).max().unwrap_or_default();
+        let shared = tasks.len() > 1;
+        if shared {
+            // They stay until the last model has read them.
+            memory += tasks.first().map(|task| task.draft.decoded_memory()).unwrap_or_default();
+        }
         // The larger a picture, the longer it takes, in about the same measure.
-        let memory = draft.memory();
-        let cost = Cost { time: memory >> 10, memory };
-        let mut hasher = self.seed.clone();
+        let cost = Cost { time: tasks.iter().map(|task| task.draft.memory() >> 10).sum(), memory };
         let work = move || {
-            let key = key.unwrap_or_else(|| {
-                draft.digest_into(&mut hasher);
-                *hasher.finalize().as_bytes()
-            });
-            match results.look_up(key) {
-                Lookup::Known(score) => Ok(Step::Known(score)),
-                Lookup::Follow(follow) => Ok(Step::Follow(draft, key, follow)),
-                Lookup::Lead(lead) => match processor.prepare(draft) {
-                    Ok(sample) => Ok(Step::Lead(sample, lead)),
-                    Err(error) => {
-                        lead.finish(&Err(error.clone()));
-                        Err(error)
-                    }
-                },
-            }
+            let mut decoded = shared.then(Decoded::default);
+            let step = |Task { model, draft, key }: Task| {
+                let key = key.unwrap_or_else(|| {
+                    let mut hasher = model.seed.clone();
+                    draft.digest_into(&mut hasher);
+                    *hasher.finalize().as_bytes()
+                });
+                match results.look_up(key, &model.tag.labels) {
+                    Lookup::Known(score) => Ok(Step::Known(score)),
+                    Lookup::Follow(follow) => Ok(Step::Follow(draft, key, follow)),
+                    Lookup::Lead(lead) => match model.processor.prepare_with(draft, decoded.as_mut()) {
+                        Ok(sample) => Ok(Step::Lead(sample, lead)),
+                        Err(error) => {
+                            lead.finish(&Err(error.clone()));
+                            Err(error)
+                        }
+                    },
+                }
+            };
+            Ok(tasks.into_iter().map(step).collect())
         };
         self.preparation.run(claim, cost, work).await
     }
 
     /// Hands a sample to the workers and waits for its score.
-    async fn forward(&self, sample: Sample, permit: Permit, claim: &Claim) -> Result<Scored, ScoreError> {
+    async fn forward(
+        &self,
+        model: &Model,
+        sample: Sample,
+        permit: Permit,
+        claim: &Claim,
+    ) -> Result<Scored, ScoreError> {
         let (reply, scored) = oneshot::channel();
         self.queue.push(Job {
+            model: Arc::clone(&model.tag),
+            cost: model.cost(sample.tokens()),
             sample,
             permit: Some(permit),
             claim: claim.clone(),
@@ -389,6 +466,18 @@ impl Engine {
             _ = stopped.wait_for(|&stopped| stopped) => Err(ScoreError::Unavailable(STOPPED)),
         }
     }
+}
+
+/// An item that is to be prepared for a model.
+struct Task {
+    model: Arc<Model>,
+    draft: Draft,
+    /// Where it is known.
+    key: Option<Key>,
+}
+
+fn no_place() -> ScoreError {
+    ScoreError::Internal("an item got no place".into())
 }
 
 /// What became of an item on the pool.
@@ -425,11 +514,16 @@ impl Lifeline {
 
     /// Ends the workers once the queue is empty and waits for them.
     pub fn join(self) {
-        self.queue.close(STOPPED);
-        for worker in self.workers {
-            if worker.join().is_err() {
-                tracing::error!("a worker ended with a panic");
-            }
+        end(&self.queue, self.workers);
+    }
+}
+
+/// Ends workers once their queue is empty and waits for them.
+fn end(queue: &Queue, workers: Vec<JoinHandle<()>>) {
+    queue.close(STOPPED);
+    for worker in workers {
+        if worker.join().is_err() {
+            tracing::error!("a worker ended with a panic");
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::ScoreError;
 use crate::model::Score;
 use crate::scheduler::Scored;
-use crate::telemetry::{CACHE_HITS, CACHE_MISSES};
+use crate::telemetry::{CACHE_HITS, CACHE_MISSES, ModelLabels};
 
 /// The digest of all that a score depends on: model, conversation, picture.
 pub(super) type Key = [u8; 32];
@@ -52,7 +52,10 @@ pub(super) struct Lead {
 
 /// The wait for another's outcome.
 #[derive(Debug)]
-pub(super) struct Follow(watch::Receiver<Option<Outcome>>);
+pub(super) struct Follow {
+    flight: watch::Receiver<Option<Outcome>>,
+    labels: ModelLabels,
+}
 
 impl Results {
     /// Remembers so many scores.
@@ -61,17 +64,17 @@ impl Results {
         Arc::new(Self { capacity, state: Mutex::new(state) })
     }
 
-    /// Finds out who computes an item.
-    pub fn look_up(self: &Arc<Self>, key: Key) -> Lookup {
+    /// Finds out who computes an item of a model.
+    pub fn look_up(self: &Arc<Self>, key: Key, labels: &ModelLabels) -> Lookup {
         let mut state = self.lock();
         if let Some(score) = state.known.get(&key) {
-            counter!(CACHE_HITS, "from" => "memory").increment(1);
+            counter!(CACHE_HITS, labels.with([("from", "memory".to_owned())])).increment(1);
             return Lookup::Known(score.clone());
         }
         if let Some(flight) = state.flights.get(&key) {
-            return Lookup::Follow(Follow(flight.clone()));
+            return Lookup::Follow(Follow { flight: flight.clone(), labels: labels.clone() });
         }
-        counter!(CACHE_MISSES).increment(1);
+        counter!(CACHE_MISSES, labels.alone()).increment(1);
         let (tell, flight) = watch::channel(None);
         state.flights.insert(key, flight);
         Lookup::Lead(Lead { results: Arc::clone(self), key, tell })
@@ -110,8 +113,8 @@ impl Drop for Lead {
 impl Follow {
     /// The outcome, or `None` where who computed it gave up.
     pub async fn outcome(mut self) -> Option<Outcome> {
-        let outcome = self.0.wait_for(Option::is_some).await.ok()?.clone();
-        counter!(CACHE_HITS, "from" => "flight").increment(1);
+        let outcome = self.flight.wait_for(Option::is_some).await.ok()?.clone();
+        counter!(CACHE_HITS, self.labels.with([("from", "flight".to_owned())])).increment(1);
         outcome
     }
 }
@@ -128,14 +131,14 @@ mod tests {
     }
 
     fn lead(results: &Arc<Results>, key: u8) -> Lead {
-        match results.look_up([key; 32]) {
+        match results.look_up([key; 32], &ModelLabels::default()) {
             Lookup::Lead(lead) => lead,
             other => panic!("{other:?}"),
         }
     }
 
     fn follow(results: &Arc<Results>, key: u8) -> Follow {
-        match results.look_up([key; 32]) {
+        match results.look_up([key; 32], &ModelLabels::default()) {
             Lookup::Follow(follow) => follow,
             other => panic!("{other:?}"),
         }
@@ -150,7 +153,10 @@ mod tests {
         for follower in followers {
             assert_eq!(follower.outcome().await, Some(scored(1.0)));
         }
-        assert!(matches!(results.look_up([1; 32]), Lookup::Known(Score { mean: 1.0, .. })));
+        assert!(matches!(
+            results.look_up([1; 32], &ModelLabels::default()),
+            Lookup::Known(Score { mean: 1.0, .. })
+        ));
         lead(&results, 2).finish(&scored(2.0));
         drop(lead(&results, 1));
     }

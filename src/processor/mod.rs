@@ -33,7 +33,7 @@ use crate::config::Limits;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
 use crate::model::profile::{Pass, RewardConfig};
-use crate::model::{AnswerIds, Branch, Normalisation, Patches, Reading, Sample};
+use crate::model::{AnswerIds, Branch, Normalisation, Reading, Sample};
 
 /// The field of an item that holds its prompt.
 const PROMPT: &str = "prompt";
@@ -162,6 +162,13 @@ impl Draft {
         self.memory
     }
 
+    /// The bytes that the pictures take once they are decoded, beyond those that came as pixels.
+    pub fn decoded_memory(&self) -> usize {
+        let pixels = |source: &Source| 3 * u64::from(source.width) * u64::from(source.height);
+        let bytes: u64 = self.sources.iter().filter(|source| source.format.is_some()).map(pixels).sum();
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
     /// Feeds `hasher` all that the item's score depends on, beside the model: the conversation's tokens and the
     /// pictures as they were sent.
     pub fn digest_into(&self, hasher: &mut blake3::Hasher) {
@@ -189,6 +196,10 @@ impl fmt::Debug for Draft {
         f.debug_struct("Draft").field("tokens", &self.tokens()).finish_non_exhaustive()
     }
 }
+
+/// The pictures of one item that several models read, or why one is none: each is decoded once.
+#[derive(Default)]
+pub struct Decoded(Vec<Result<Rgb, String>>);
 
 /// A picture whose size is known and within the limits.
 struct Source {
@@ -222,6 +233,15 @@ impl Place {
 }
 
 impl Source {
+    /// The picture, or why it is none.
+    fn decode(self) -> Result<Rgb, String> {
+        let Self { width, height, bytes, format, .. } = self;
+        match format {
+            Some(format) => format.decode(&bytes, (width, height)),
+            None => Ok(Rgb { width, height, pixels: bytes }),
+        }
+    }
+
     fn refuse(&self, reason: impl fmt::Display) -> ScoreError {
         self.place.refuse(self.format.is_some(), reason)
     }
@@ -393,20 +413,37 @@ impl Processor {
     ///
     /// [`ScoreError::Invalid`] for a picture that is truncated or corrupt.
     pub fn prepare(&self, draft: Draft) -> Result<Sample, ScoreError> {
-        let Draft { input_ids, branches, sources, .. } = draft;
-        let pictures = sources.into_iter().map(|source| self.patches(source)).collect::<Result<_, _>>()?;
-        Ok(Sample { input_ids, branches, pictures })
+        self.prepare_with(draft, None)
     }
 
-    fn patches(&self, source: Source) -> Result<Patches, ScoreError> {
-        let Source { width, height, bytes, format, place, .. } = source;
-        let encoded = format.is_some();
-        let refuse = |reason: String| place.refuse(encoded, reason);
-        let picture = match format {
-            Some(format) => format.decode(&bytes, (width, height)).map_err(refuse)?,
-            None => Rgb { width, height, pixels: bytes },
-        };
-        self.geometry.patches(&picture).map_err(refuse)
+    /// The same, of an item that several models read: what is in `decoded` is not decoded again, and what is not is added.
+    ///
+    /// # Errors
+    ///
+    /// As [`Processor::prepare`].
+    pub fn prepare_with(
+        &self,
+        draft: Draft,
+        mut decoded: Option<&mut Decoded>,
+    ) -> Result<Sample, ScoreError> {
+        let Draft { input_ids, branches, sources, .. } = draft;
+        let mut pictures = Vec::with_capacity(sources.len());
+        for (index, source) in sources.into_iter().enumerate() {
+            let (place, encoded) = (source.place, source.format.is_some());
+            let refuse = |reason: String| place.refuse(encoded, reason);
+            let patches = |picture: &Rgb| self.geometry.patches(picture).map_err(refuse);
+            pictures.push(match decoded.as_deref_mut() {
+                None => patches(&source.decode().map_err(refuse)?)?,
+                Some(Decoded(shared)) => {
+                    if shared.len() == index {
+                        shared.push(source.decode());
+                    }
+                    let picture = shared.get(index).ok_or_else(|| refuse("it was not decoded".into()))?;
+                    patches(picture.as_ref().map_err(|reason| refuse(reason.clone()))?)?
+                }
+            });
+        }
+        Ok(Sample { input_ids, branches, pictures })
     }
 
     fn check_prompt(&self, prompt: &str) -> Result<(), ScoreError> {

@@ -1,6 +1,6 @@
 //! The plan of a batch: whose turn it is, and what goes well with it.
 
-use super::fair_queue::{Fair, Lane, Place};
+use super::fair_queue::{Entry, Fair, Lane, Place};
 use crate::config::BatchBudget;
 use crate::request_context::Priority;
 
@@ -12,22 +12,41 @@ const MOST_SKIPS: u32 = 3;
 /// tenth of the device.
 pub(super) const TRAINING_PER_EVALUATION: usize = 9;
 
+/// What an item is to a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measure {
+    /// A batch is of one kind: of one model.
+    pub kind: u64,
+    /// Its size in tokens, which the budget bounds; what it costs its caller may be another number.
+    pub tokens: usize,
+}
+
 /// A batch in the making.
-struct Plan<T> {
+struct Plan<T, F> {
     budget: BatchBudget,
+    /// What an item is to a batch; `None` where this batch cannot have it. It is given the item's cost too.
+    measure: F,
     items: Vec<T>,
+    /// Of the first item, and so of all.
+    kind: Option<u64>,
     tokens: usize,
     /// The length that the others should be near.
     seed: Option<usize>,
     full: bool,
 }
 
-impl<T> Plan<T> {
+impl<T, F: Fn(&T, usize) -> Option<Measure>> Plan<T, F> {
     /// Whether an item fits. One that is larger than the budget makes a batch of its own.
-    fn fits(&self, cost: usize) -> bool {
+    fn fits(&self, tokens: usize) -> bool {
         !self.full
             && (self.items.is_empty()
-                || self.tokens + cost <= self.budget.tokens && self.items.len() < self.budget.items)
+                || self.tokens + tokens <= self.budget.tokens && self.items.len() < self.budget.items)
+    }
+
+    /// The size of an item of the batch's kind.
+    fn tokens_of(&self, entry: &Entry<T>) -> Option<usize> {
+        let measure = (self.measure)(&entry.item, entry.cost)?;
+        self.kind.is_none_or(|kind| kind == measure.kind).then_some(measure.tokens)
     }
 }
 
@@ -45,9 +64,21 @@ impl<T> Fair<T> {
     /// The item whose turn it is goes in any case. An item may be passed over a few times for others that are nearer
     /// to it in length; after that it goes before them. Empty if and only if nothing waits.
     pub fn take_batch(&mut self, budget: BatchBudget) -> Vec<T> {
-        let mut plan = Plan { budget, items: Vec::new(), tokens: 0, seed: None, full: false };
+        self.take_batch_of(budget, |_, cost| Some(Measure { kind: 0, tokens: cost }))
+    }
+
+    /// As [`Fair::take_batch`], of the items that `measure` has a size for, and of one kind: that of the item whose turn
+    /// it is among them.
+    pub fn take_batch_of(
+        &mut self,
+        budget: BatchBudget,
+        measure: impl Fn(&T, usize) -> Option<Measure>,
+    ) -> Vec<T> {
+        let mut plan =
+            Plan { budget, measure, items: Vec::new(), kind: None, tokens: 0, seed: None, full: false };
         let credit = self.owed / TRAINING_PER_EVALUATION;
-        let head = self.lane(Priority::Evaluation).waiting.values().next().map(|entry| entry.cost);
+        let eligible = |entry: &&Entry<T>| (plan.measure)(&entry.item, entry.cost).is_some();
+        let head = self.evaluation.waiting.values().find(eligible).map(|entry| entry.cost);
         let mut evaluation = 0;
         if head.is_some_and(|cost| cost <= credit) {
             evaluation += self.lane(Priority::Evaluation).fill(&mut plan, credit);
@@ -64,57 +95,86 @@ impl<T> Fair<T> {
     }
 }
 
+/// An entry that is looked at: where it stands, and how often it was passed over.
+struct Seen {
+    place: Place,
+    tokens: usize,
+    cost: usize,
+    skipped: u32,
+}
+
 impl<T> Lane<T> {
-    /// Adds what fits of this lane, at most `limit` tokens of it. Returns the tokens that it added.
-    fn fill(&mut self, plan: &mut Plan<T>, limit: usize) -> usize {
-        let Some((&head, first)) = self.waiting.first_key_value() else { return 0 };
+    /// Adds what fits of this lane, at most so much that it costs `limit`. Returns what it costs.
+    fn fill<F>(&mut self, plan: &mut Plan<T, F>, limit: usize) -> usize
+    where
+        F: Fn(&T, usize) -> Option<Measure>,
+    {
+        let first =
+            self.waiting.iter().find_map(|(&place, entry)| Some((place, entry, plan.tokens_of(entry)?)));
+        let Some((head, first, size)) = first else { return 0 };
         if first.alone {
             return if plan.items.is_empty() { self.add(plan, head, true) } else { 0 };
         }
+        if plan.kind.is_none() {
+            plan.kind = (plan.measure)(&first.item, first.cost).map(|measure| measure.kind);
+        }
         let window = self.window(plan);
-        let seed = plan.seed.unwrap_or(first.cost);
+        let seed = plan.seed.unwrap_or(size);
         let mut order: Vec<usize> = (0..window.len()).collect();
         // Stable: the oldest first among those that have waited long enough, and among equals.
         order.sort_by_key(|&index| match window.get(index) {
-            Some(&(_, cost, skipped)) if skipped < MOST_SKIPS => (1, cost.abs_diff(seed)),
+            Some(&Seen { tokens, skipped, .. }) if skipped < MOST_SKIPS => (1, tokens.abs_diff(seed)),
             _ => (0, 0),
         });
-        let (mut tokens, mut last) = (0, None);
+        let (mut cost, mut last) = (0, None);
         for index in order {
-            let Some(&(place, cost, _)) = window.get(index) else { continue };
-            if tokens + cost <= limit && plan.fits(cost) {
-                tokens += self.add(plan, place, false);
-                last = last.max(Some(place));
+            let Some(seen) = window.get(index) else { continue };
+            if cost + seen.cost <= limit && plan.fits(seen.tokens) {
+                cost += self.add(plan, seen.place, false);
+                last = last.max(Some(seen.place));
             }
         }
         if let Some(last) = last {
             self.advance(head);
-            self.waiting.range_mut(..last).for_each(|(_, entry)| entry.skipped += 1);
+            // Those of other kinds were not passed over: their turn comes by their place.
+            let behind = self.waiting.range_mut(..last).map(|(_, entry)| entry);
+            behind.filter(|entry| plan.tokens_of(entry).is_some()).for_each(|entry| entry.skipped += 1);
         }
-        tokens
+        cost
     }
 
-    /// The entries that are looked at, in their turn: place, cost, and how often each was passed over.
-    fn window(&self, plan: &Plan<T>) -> Vec<(Place, usize, u32)> {
+    /// The entries that are looked at, in their turn.
+    fn window<F>(&self, plan: &Plan<T, F>) -> Vec<Seen>
+    where
+        F: Fn(&T, usize) -> Option<Measure>,
+    {
         let mut tokens = 0;
         self.waiting
             .iter()
             .filter(|(_, entry)| !entry.alone)
+            .filter_map(|(&place, entry)| {
+                let (cost, skipped) = (entry.cost, entry.skipped);
+                Some(Seen { place, tokens: plan.tokens_of(entry)?, cost, skipped })
+            })
             .take(plan.budget.items.saturating_mul(LOOKAHEAD))
-            .take_while(|(_, entry)| {
+            .take_while(|seen| {
                 let near = tokens < plan.budget.tokens.saturating_mul(LOOKAHEAD);
-                tokens += entry.cost;
+                tokens += seen.tokens;
                 near
             })
-            .map(|(&place, entry)| (place, entry.cost, entry.skipped))
             .collect()
     }
 
-    fn add(&mut self, plan: &mut Plan<T>, place: Place, alone: bool) -> usize {
+    /// Takes an entry into the batch. Gives its cost.
+    fn add<F>(&mut self, plan: &mut Plan<T, F>, place: Place, alone: bool) -> usize
+    where
+        F: Fn(&T, usize) -> Option<Measure>,
+    {
         let Some(entry) = self.take(place) else { return 0 };
+        let size = plan.tokens_of(&entry).unwrap_or(entry.cost);
         plan.items.push(entry.item);
-        plan.tokens += entry.cost;
-        plan.seed.get_or_insert(entry.cost);
+        plan.tokens += size;
+        plan.seed.get_or_insert(size);
         plan.full |= alone;
         entry.cost
     }
@@ -215,6 +275,37 @@ mod tests {
         while queue.take_batch(BUDGET).contains(&100) {}
         training(&mut queue, "t", [100; 3]);
         assert_eq!(queue.take_batch(BUDGET).iter().filter(|&&item| item == 100).count(), 3);
+    }
+
+    /// Two models, of which one costs four times as much for a token: a batch is of one, neither starves, and callers
+    /// share what it costs.
+    #[test]
+    fn a_batch_is_of_one_model_and_none_starves() {
+        let mut queue = Fair::default();
+        for _ in 0..400 {
+            queue.push(&caller("a"), Priority::Training, 100, "small");
+            queue.push(&caller("b"), Priority::Training, 400, "large");
+        }
+        let kind = |item: &&str| u64::from(*item == "large");
+        let measure = |item: &&str, _| Some(Measure { kind: kind(item), tokens: 100 });
+        let (mut taken, mut longest, mut run) = ([0, 0], 0, (0, 0));
+        for _ in 0..50 {
+            let batch = queue.take_batch_of(BUDGET, measure);
+            assert!(batch.len() == 8 && batch.iter().all(|item| *item == batch[0]), "{batch:?}");
+            let kind = kind(&batch[0]);
+            taken[kind as usize] += batch.len();
+            run = if run.0 == kind { (kind, run.1 + 1) } else { (kind, 1) };
+            longest = longest.max(run.1);
+        }
+        // Half of the cost each: four small ones for each large one.
+        let share = taken[0] as f64 / taken[1] as f64;
+        assert!((3.0..=5.0).contains(&share) && longest <= 5, "{taken:?}, {longest} in a row");
+        // A worker that has one of the models takes that, whatever is before it.
+        let small = |item: &&str, _| (kind(item) == 0).then_some(Measure { kind: 0, tokens: 100 });
+        while let Some(first) = queue.take_batch_of(BUDGET, small).first() {
+            assert_eq!(*first, "small");
+        }
+        assert!(!queue.is_empty());
     }
 
     #[test]

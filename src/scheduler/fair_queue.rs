@@ -36,7 +36,7 @@ pub(super) struct Lane<T> {
 pub(super) struct Entry<T> {
     pub item: T,
     pub caller: Caller,
-    /// In tokens, at least 1.
+    /// What its caller pays for its turn: in tokens, at least 1.
     pub cost: usize,
     /// How often others behind it went first.
     pub skipped: u32,
@@ -91,6 +91,12 @@ impl<T> Fair<T> {
             }
         }
         left
+    }
+
+    /// Whether there is an item that `counts`.
+    pub fn any(&self, counts: impl Fn(&T) -> bool) -> bool {
+        let lanes = [&self.training, &self.evaluation];
+        lanes.into_iter().flat_map(|lane| lane.waiting.values()).any(|entry| counts(&entry.item))
     }
 
     /// Whether nothing waits.

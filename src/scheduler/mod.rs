@@ -12,4 +12,4 @@ mod throughput;
 pub mod worker;
 
 pub use fair_queue::Fair;
-pub use queue::{Job, Permit, Queue, Scored};
+pub use queue::{Job, Permit, Queue, Scored, Tag};

@@ -7,6 +7,7 @@ use metrics::counter;
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::batching::Measure;
 use super::fair_queue::Fair;
 use super::line::{Ahead, Line, Waiter};
 use super::quota::{Held, Room};
@@ -15,7 +16,7 @@ use crate::config::{BatchBudget, Capacity};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score};
 use crate::request_context::{Caller, Claim, Priority};
-use crate::telemetry::ITEMS_DROPPED;
+use crate::telemetry::{ITEMS_DROPPED, ModelLabels};
 
 /// How many workers may be lost with a job on them before it gets no further try.
 const TRIES: u8 = 2;
@@ -51,11 +52,26 @@ pub struct Scored {
     pub inference: Duration,
 }
 
+/// A model, as the queue and its workers know it.
+#[derive(Debug, Default)]
+pub struct Tag {
+    /// No other model that this process has had has the same.
+    pub id: u64,
+    /// Its name, for the log.
+    pub name: Arc<str>,
+    /// The labels of what is measured of it.
+    pub labels: ModelLabels,
+}
+
 /// A sample on its way to a device.
 #[derive(Debug)]
 pub struct Job {
+    /// What scores it.
+    pub model: Arc<Tag>,
     /// What to score.
     pub sample: Sample,
+    /// What it costs: its tokens, in those of the first model.
+    pub cost: usize,
     /// The sample's place in the queue. `None` once a worker has taken it.
     pub permit: Option<Permit>,
     /// Whose it is, how urgent, and until when it is wanted.
@@ -82,6 +98,9 @@ impl Job {
         }
     }
 }
+
+/// Whether a worker has the model of this id.
+pub type Takes<'a> = dyn Fn(u64) -> bool + 'a;
 
 /// The queue that callers fill and workers drain.
 #[derive(Debug)]
@@ -113,7 +132,7 @@ struct State {
 }
 
 fn size(jobs: &[Job]) -> Held {
-    Held { tokens: jobs.iter().map(|job| job.sample.tokens()).sum(), items: jobs.len() }
+    Held { tokens: jobs.iter().map(|job| job.cost).sum(), items: jobs.len() }
 }
 
 impl State {
@@ -127,18 +146,22 @@ impl State {
 
     /// Whatever is there now. Who cannot be answered in time, as things go, stands back for who can: else a queue
     /// that is longer than its callers' patience would compute only what comes too late.
-    fn take_batch(&mut self, budget: BatchBudget, now: Instant) -> Vec<Job> {
+    fn take_batch(&mut self, budget: BatchBudget, takes: &Takes, now: Instant) -> Vec<Job> {
         let mean = self.load.tokens.div_ceil(self.load.items.max(1));
         let tokens = self.load.tokens.min(budget.tokens).min(budget.items.saturating_mul(mean));
         let horizon = now + self.latency.of(tokens);
         let hopeless = self.waiting.extract(|job| job.claim.is_late(horizon));
         self.load = self.load.minus(size(&hopeless));
         self.hopeless.extend(hopeless);
-        if self.waiting.is_empty() {
+        let measure = |job: &Job, _| {
+            takes(job.model.id).then(|| Measure { kind: job.model.id, tokens: job.sample.tokens() })
+        };
+        let mut batch = self.waiting.take_batch_of(budget, measure);
+        if batch.is_empty() {
             // A device that would be idle tries even those: the estimate may be wrong, and learns from it.
             std::mem::take(&mut self.hopeless).into_iter().for_each(|job| self.push(job));
+            batch = self.waiting.take_batch_of(budget, measure);
         }
-        let batch = self.waiting.take_batch(budget);
         self.load = self.load.minus(size(&batch));
         if self.waiting.is_empty() && self.hopeless.is_empty() {
             self.drain.lull();
@@ -155,14 +178,19 @@ impl State {
 
     fn push(&mut self, job: Job) {
         let Claim { caller, priority, .. } = job.claim.clone();
-        let tokens = job.sample.tokens();
-        self.load = self.load.plus(Held { tokens, items: 1 });
+        let cost = job.cost;
+        self.load = self.load.plus(Held { tokens: cost, items: 1 });
         if job.losses > 0 {
             // Before all others and alone: one that kills whoever computes it takes no other with it.
-            self.waiting.push_first(&caller, priority, tokens, job);
+            self.waiting.push_first(&caller, priority, cost, job);
         } else {
-            self.waiting.push(&caller, priority, tokens, job);
+            self.waiting.push(&caller, priority, cost, job);
         }
+    }
+
+    /// Whether anything waits for the models that `takes`.
+    fn has_any(&self, takes: &Takes) -> bool {
+        self.waiting.any(|job| takes(job.model.id)) || self.hopeless.iter().any(|job| takes(job.model.id))
     }
 
     /// Whether there is no work anywhere.
@@ -177,7 +205,7 @@ impl Queue {
         Arc::new(Self { capacity, state: Mutex::default(), ready: Condvar::new(), closing: Condvar::new() })
     }
 
-    /// Reserves a place for each of these costs, in tokens: for all of them or for none, so that a group is
+    /// Reserves a place for each of these costs, in tokens of the first model: for all of them or for none, so that a group is
     /// never half scored.
     ///
     /// # Errors
@@ -305,7 +333,15 @@ impl Queue {
         }
         state.push(job);
         drop(state);
-        self.ready.notify_one();
+        // Each worker takes what is of its own models.
+        self.ready.notify_all();
+    }
+
+    /// Has every worker look up from its wait.
+    pub fn wake(&self) {
+        // Who is about to wait holds the lock until it does.
+        drop(self.lock());
+        self.ready.notify_all();
     }
 
     /// Takes back a batch of a worker that was lost. Each of its jobs is tried once more.
@@ -334,17 +370,26 @@ impl Queue {
         self.ready.notify_all();
     }
 
-    /// The next batch: whatever is there now, within the budget. Waits only while there is nothing. Late and
-    /// cancelled jobs are answered and left out. `None` once the queue is closed and empty.
-    pub fn next_batch(&self, budget: BatchBudget) -> Option<Vec<Job>> {
+    /// The next batch: whatever is there now of the models that `takes`, within the budget, and of one model. Waits only
+    /// while there is nothing, and not once `interrupted`: then the batch is empty. Late and cancelled jobs are answered
+    /// and left out. `None` once the queue is closed and has nothing more.
+    pub fn next_batch(
+        &self,
+        budget: BatchBudget,
+        takes: &Takes,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Option<Vec<Job>> {
         loop {
-            let batch = self.try_batch(budget);
+            let batch = self.try_batch(budget, takes);
             if !batch.is_empty() {
                 return Some(batch);
             }
             let state = self.lock();
+            if interrupted() {
+                return Some(Vec::new());
+            }
             // Something may have come since.
-            if !state.waiting.is_empty() || !state.hopeless.is_empty() {
+            if state.has_any(takes) {
                 continue;
             }
             if state.closed.is_some() {
@@ -355,11 +400,11 @@ impl Queue {
     }
 
     /// As [`Queue::next_batch`], but empty where it would wait.
-    pub fn try_batch(&self, budget: BatchBudget) -> Vec<Job> {
+    pub fn try_batch(&self, budget: BatchBudget, takes: &Takes) -> Vec<Job> {
         let now = Instant::now();
         let mut state = self.lock();
         let dead = state.take_dead(now);
-        let batch = state.take_batch(budget, now);
+        let batch = state.take_batch(budget, takes, now);
         state.on_devices += usize::from(!batch.is_empty());
         // Permits lock the queue too.
         drop(state);
@@ -438,6 +483,8 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
         let job = Job {
+            model: Arc::default(),
+            cost: tokens,
             sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
             permit: queue.reserve(claim, &[tokens]).unwrap().pop(),
             claim: claim.clone(),
@@ -485,7 +532,7 @@ mod tests {
             let (job, _answer) = job(&queue, &claim("a"), 10);
             queue.push(job);
             let start = Instant::now();
-            assert_eq!(queue.next_batch(BUDGET).unwrap().len(), 1);
+            assert_eq!(queue.next_batch(BUDGET, &|_| true, &|| false).unwrap().len(), 1);
             start.elapsed()
         });
         // The quickest: this machine may be busy with other things.
@@ -500,7 +547,7 @@ mod tests {
         drop(queue.reserve(&claim, &[100; 10]).unwrap());
         let (job, _answer) = job(&queue, &claim, 1000);
         queue.push(job);
-        assert_eq!(queue.next_batch(BUDGET).unwrap().len(), 1);
+        assert_eq!(queue.next_batch(BUDGET, &|_| true, &|| false).unwrap().len(), 1);
         assert_eq!(queue.reserve(&claim, &[100; 10]).unwrap().len(), 10);
         assert!(queue.lock().room.is_empty());
         assert_eq!(queue.lock().load, Held::default());
@@ -535,7 +582,7 @@ mod tests {
         queue.lock().drain.begin(Instant::now() - Duration::from_secs(60));
         let (job, _answer) = job(&queue, &a, 100);
         queue.push(job);
-        let mut batch = queue.try_batch(BUDGET);
+        let mut batch = queue.try_batch(BUDGET, &|_| true);
         batch[0].permit = None;
         // A call that comes while the device computes begins nothing anew.
         let begun = queue.lock().drain.clone();
@@ -634,11 +681,11 @@ mod tests {
             answers.push(answer);
         }
         let costs = |jobs: Vec<Job>| jobs.iter().map(|job| job.sample.tokens()).collect::<Vec<_>>();
-        assert_eq!(costs(queue.try_batch(BUDGET)), [103]);
+        assert_eq!(costs(queue.try_batch(BUDGET, &|_| true)), [103]);
         // An idle device tries even those, and so learns that it is faster by now.
-        assert_eq!(queue.try_batch(BUDGET).len(), 1);
+        assert_eq!(queue.try_batch(BUDGET, &|_| true).len(), 1);
         answers.clear();
-        assert!(queue.try_batch(BUDGET).is_empty());
+        assert!(queue.try_batch(BUDGET, &|_| true).is_empty());
     }
 
     #[test]
@@ -646,11 +693,11 @@ mod tests {
         let queue = queue(10_000, 100);
         let (job, mut answer) = job(&queue, &claim("a"), 10);
         queue.push(job);
-        queue.put_back(queue.try_batch(BUDGET));
+        queue.put_back(queue.try_batch(BUDGET, &|_| true));
         assert!(answer.try_recv().is_err(), "answered too early");
-        queue.put_back(queue.try_batch(BUDGET));
+        queue.put_back(queue.try_batch(BUDGET, &|_| true));
         assert!(matches!(answer.try_recv(), Ok(Err(ScoreError::Internal(_)))));
-        assert!(queue.try_batch(BUDGET).is_empty());
+        assert!(queue.try_batch(BUDGET, &|_| true).is_empty());
     }
 
     #[test]
@@ -664,10 +711,10 @@ mod tests {
             queue.push(job);
             answers.push(answer);
         }
-        let both = queue.try_batch(BUDGET);
+        let both = queue.try_batch(BUDGET, &|_| true);
         assert_eq!(both.len(), 2);
         queue.put_back(both);
-        assert_eq!(queue.try_batch(BUDGET).len(), 1);
-        assert_eq!(queue.try_batch(BUDGET).len(), 1);
+        assert_eq!(queue.try_batch(BUDGET, &|_| true).len(), 1);
+        assert_eq!(queue.try_batch(BUDGET, &|_| true).len(), 1);
     }
 }

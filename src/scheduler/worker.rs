@@ -1,9 +1,12 @@
-//! One worker per device: takes the next batch, computes, replies. A worker that is lost is made anew.
+//! One worker per device, with all models that are placed on it: takes the next batch, which is of one of them, computes,
+//! replies. A worker that is lost is made anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,7 +16,7 @@ use tokio::sync::watch;
 use crate::config::BatchBudget;
 use crate::error::ScoreError;
 use crate::model::{ModelError, Sample, Score, Scorer};
-use crate::scheduler::{Job, Queue, Scored};
+use crate::scheduler::{Job, Queue, Scored, Tag};
 use crate::telemetry::{
     BATCH_FILL, BATCH_ITEMS, BATCH_LENGTHS, BATCH_TOKENS, FORWARD, FORWARD_FAILURES, QUEUE_WAIT,
     WORKER_RESTARTS,
@@ -21,6 +24,9 @@ use crate::telemetry::{
 
 /// The wait before a lost worker is made anew: the first, doubled at each failure to make it, and the longest.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(30)];
+
+/// Makes a model on the thread that will own it; again where that thread was lost.
+pub type Make<S, E> = Arc<dyn Fn() -> Result<S, E> + Send + Sync>;
 
 /// Where a worker works.
 #[derive(Debug, Clone)]
@@ -35,6 +41,82 @@ pub struct Post {
     pub up: watch::Sender<usize>,
 }
 
+/// The models that a worker shall have, and those that it has: what its thread and who gives it models share.
+pub struct Models<S, E> {
+    queue: Arc<Queue>,
+    wanted: Mutex<BTreeMap<u64, Wanted<S, E>>>,
+    /// Whether `wanted` is not yet what the worker has.
+    changed: AtomicBool,
+    has: watch::Sender<BTreeSet<u64>>,
+}
+
+/// A model that a worker shall have.
+struct Wanted<S, E> {
+    make: Make<S, E>,
+    /// It is made already, and the worker has not fetched it.
+    made: Option<S>,
+}
+
+impl<S, E> Models<S, E> {
+    /// Of a worker that drains `queue` and shall have these at its start.
+    pub fn new(queue: &Arc<Queue>, models: impl IntoIterator<Item = (u64, Make<S, E>)>) -> Arc<Self> {
+        let wanted = models.into_iter().map(|(id, make)| (id, Wanted { make, made: None })).collect();
+        Arc::new(Self {
+            queue: Arc::clone(queue),
+            wanted: Mutex::new(wanted),
+            changed: AtomicBool::new(false),
+            has: watch::Sender::default(),
+        })
+    }
+
+    /// Gives the worker a model that is made; `make` makes it anew where the worker is lost.
+    pub fn give(&self, id: u64, model: S, make: Make<S, E>) {
+        self.change(|wanted| drop(wanted.insert(id, Wanted { make, made: Some(model) })));
+    }
+
+    /// Has the worker let go of a model, once it computes nothing with it.
+    pub fn take(&self, id: u64) {
+        self.change(|wanted| drop(wanted.remove(&id)));
+    }
+
+    /// The models that the worker has, now and from now on; none while it is lost.
+    pub fn has(&self) -> watch::Receiver<BTreeSet<u64>> {
+        self.has.subscribe()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Wanted<S, E>>)) {
+        change(&mut self.lock());
+        self.changed.store(true, Ordering::SeqCst);
+        self.queue.wake();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Wanted<S, E>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that shall be there, made on this thread where nobody has yet.
+    fn make_all(&self) -> Result<BTreeMap<u64, S>, E> {
+        self.changed.store(false, Ordering::SeqCst);
+        let wanted: Vec<_> =
+            self.lock().iter_mut().map(|(&id, w)| (id, Arc::clone(&w.make), w.made.take())).collect();
+        // Without the lock: making one takes its time.
+        let made = wanted.into_iter().map(|(id, make, made)| Ok((id, made.map_or_else(|| make(), Ok)?)));
+        made.collect()
+    }
+
+    /// Lets go of what shall not be there any more, and fetches what is new.
+    fn settle(&self, scorers: &mut BTreeMap<u64, S>) {
+        if !self.changed.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let mut wanted = self.lock();
+        scorers.retain(|id, _| wanted.contains_key(id));
+        scorers.extend(wanted.iter_mut().filter_map(|(&id, wanted)| Some((id, wanted.made.take()?))));
+        drop(wanted);
+        self.has.send_replace(scorers.keys().copied().collect());
+    }
+}
+
 /// How a worker's life ended.
 enum End<E> {
     /// The queue is closed and empty.
@@ -47,28 +129,27 @@ enum End<E> {
 
 /// Starts a worker, and starts it anew for as long as the queue is open.
 ///
-/// `make` runs on the thread that works, since a device's weights stay where they were made. `started` is told
-/// whether it came up the first time, probe included, or is dropped where the thread died; if it did not come up
-/// there is no second try.
+/// Its models are made on the thread that works, unless they are given to it later. `started` is told whether it came up
+/// the first time, probes included, or is dropped where the thread died; if it did not come up there is no second try.
 ///
 /// # Errors
 /// The system gave no thread.
 pub fn spawn<S, E>(
     post: Post,
-    make: impl Fn() -> Result<S, E> + Send + Sync + 'static,
+    models: Arc<Models<S, E>>,
     started: impl FnOnce(Result<(), E>) + Send + 'static,
 ) -> io::Result<JoinHandle<()>>
 where
-    S: Scorer,
+    S: Scorer + Send + 'static,
     E: Display + Send + 'static,
 {
     let name = format!("supervisor {}", post.device);
-    thread::Builder::new().name(name).spawn(move || supervise(&post, &make, started))
+    thread::Builder::new().name(name).spawn(move || supervise(&post, &models, started))
 }
 
-fn supervise<S: Scorer, E: Display + Send>(
+fn supervise<S: Scorer + Send, E: Display + Send>(
     post: &Post,
-    make: &(impl Fn() -> Result<S, E> + Sync),
+    models: &Models<S, E>,
     started: impl FnOnce(Result<(), E>) + Send,
 ) {
     let mut started = Some(started);
@@ -85,9 +166,11 @@ fn supervise<S: Scorer, E: Display + Send>(
         // A thread of its own for each life: what libtorch keeps per thread begins anew with it.
         let end = thread::scope(|scope| {
             let name = format!("worker {}", post.device);
-            let life = thread::Builder::new().name(name).spawn_scoped(scope, || live(post, make, &mut on_up));
+            let life = thread::Builder::new().name(name);
+            let life = life.spawn_scoped(scope, || live(post, models, &mut on_up));
             life.ok().and_then(|life| life.join().ok())
         });
+        models.has.send_replace(BTreeSet::new());
         if came_up {
             wait = BACKOFF[0];
         }
@@ -128,14 +211,15 @@ impl Drop for Up<'_> {
 }
 
 /// One life of a worker.
-fn live<S: Scorer, E>(post: &Post, make: &impl Fn() -> Result<S, E>, on_up: &mut impl FnMut()) -> End<E> {
-    let scorer = match make() {
-        Ok(scorer) => scorer,
+fn live<S: Scorer, E>(post: &Post, models: &Models<S, E>, on_up: &mut impl FnMut()) -> End<E> {
+    let scorers = match models.make_all() {
+        Ok(scorers) => scorers,
         Err(error) => return End::NotMade(error),
     };
+    models.has.send_replace(scorers.keys().copied().collect());
     let _up = Up::new(&post.up);
     on_up();
-    match (Worker { post, scorer }).work() {
+    match (Worker { post, models, scorers }).work() {
         Ok(()) => End::Done,
         Err(Lost) => End::Lost,
     }
@@ -144,16 +228,18 @@ fn live<S: Scorer, E>(post: &Post, make: &impl Fn() -> Result<S, E>, on_up: &mut
 /// The device can compute nothing any more.
 struct Lost;
 
-struct Worker<'a, S> {
+struct Worker<'a, S, E> {
     post: &'a Post,
-    scorer: S,
+    models: &'a Models<S, E>,
+    scorers: BTreeMap<u64, S>,
 }
 
-/// Jobs that are on a worker. What it does not answer goes back to the queue, also where its thread dies.
+/// Jobs of one model that are on a worker. What it does not answer goes back to the queue, also where its thread dies.
 struct Batch<'a> {
     queue: &'a Queue,
+    model: Arc<Tag>,
     jobs: Vec<Job>,
-    tokens: usize,
+    cost: usize,
     taken: Instant,
     launched: Instant,
 }
@@ -165,15 +251,18 @@ impl<'a> Batch<'a> {
             job.permit = None;
         }
         let tokens: usize = jobs.iter().map(|job| job.sample.tokens()).sum();
-        histogram!(BATCH_ITEMS).record(jobs.len() as f64);
-        histogram!(BATCH_TOKENS).record(tokens as f64);
-        histogram!(BATCH_FILL).record((tokens as f64 / post.budget.tokens as f64).min(1.0));
+        let model = jobs.first().map(|job| Arc::clone(&job.model)).unwrap_or_default();
+        let labels = &model.labels;
+        histogram!(BATCH_ITEMS, labels.alone()).record(jobs.len() as f64);
+        histogram!(BATCH_TOKENS, labels.alone()).record(tokens as f64);
+        histogram!(BATCH_FILL, labels.alone()).record((tokens as f64 / post.budget.tokens as f64).min(1.0));
         let mut lengths: Vec<usize> = jobs.iter().map(|job| job.sample.tokens()).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        histogram!(BATCH_LENGTHS).record(lengths.len() as f64);
+        histogram!(BATCH_LENGTHS, labels.alone()).record(lengths.len() as f64);
         let now = Instant::now();
-        Self { queue: &post.queue, jobs, tokens, taken: now, launched: now }
+        let cost = jobs.iter().map(|job| job.cost).sum();
+        Self { queue: &post.queue, model, jobs, cost, taken: now, launched: now }
     }
 
     fn samples(&self) -> Vec<&Sample> {
@@ -188,13 +277,15 @@ impl<'a> Batch<'a> {
     /// Answers each job.
     fn answer(mut self, device: &str, scores: Vec<Result<Score, ScoreError>>) {
         let inference = self.launched.elapsed();
-        histogram!(FORWARD, "device" => device.to_owned()).record(inference);
-        self.queue.record(self.tokens, self.taken.elapsed());
+        let labels = &self.model.labels;
+        histogram!(FORWARD, labels.with([("device", device.to_owned())])).record(inference);
+        self.queue.record(self.cost, self.taken.elapsed());
+        let queue_wait = histogram!(QUEUE_WAIT, labels.alone());
         for (job, score) in std::mem::take(&mut self.jobs).into_iter().zip(scores) {
             let waited = self.launched.saturating_duration_since(job.enqueued);
-            histogram!(QUEUE_WAIT).record(waited);
+            queue_wait.record(waited);
             let _in_request = job.span.entered();
-            tracing::debug!(?waited, ?inference, "scored");
+            tracing::debug!(model = &*self.model.name, ?waited, ?inference, "scored");
             // A closed channel is a caller that left while the device computed.
             let _ = job.reply.send(score.map(|score| Scored { score, queue: waited, inference }));
         }
@@ -209,34 +300,41 @@ impl Drop for Batch<'_> {
     }
 }
 
-impl<S: Scorer> Worker<'_, S> {
+impl<S: Scorer, E> Worker<'_, S, E> {
     /// Drains the queue until it is closed and empty.
     fn work(&mut self) -> Result<(), Lost> {
         let post = self.post;
         let mut running: Option<(Batch, S::Running)> = None;
         loop {
-            // While the device computes, nothing is waited for: its batch is collected as soon as it is done.
+            if running.is_none() {
+                self.models.settle(&mut self.scorers);
+            }
+            let changed = || self.models.changed.load(Ordering::SeqCst);
+            let takes = |id| self.scorers.contains_key(&id);
+            // While the device computes, nothing is waited for: its batch is collected as soon as it is done. Nothing new
+            // begins where its models are about to change.
             let next = match running {
-                Some(_) => post.queue.try_batch(post.budget),
-                None => match post.queue.next_batch(post.budget) {
+                Some(_) if changed() => Vec::new(),
+                Some(_) => post.queue.try_batch(post.budget, &takes),
+                None => match post.queue.next_batch(post.budget, &takes, &changed) {
                     Some(jobs) => jobs,
                     None => return Ok(()),
                 },
             };
             let staged = (!next.is_empty()).then(|| {
                 let batch = Batch::new(post, next);
-                let staged = guarded(|| self.scorer.stage(&batch.samples()));
+                let staged = self.guarded(&batch, |scorer, batch| scorer.stage(&batch.samples()));
                 (batch, staged)
             });
             if let Some((batch, run)) = running.take() {
-                let scores = guarded(|| self.scorer.collect(run));
+                let scores = self.guarded(&batch, |scorer, _| scorer.collect(run));
                 self.finish(batch, scores)?;
             }
             let Some((mut batch, staged)) = staged else { continue };
             batch.launched = Instant::now();
-            match staged.and_then(|staged| guarded(|| self.scorer.launch(staged))) {
+            match staged.and_then(|staged| self.guarded(&batch, |scorer, _| scorer.launch(staged))) {
                 Ok(run) if batch.is_suspect() => {
-                    let scores = guarded(|| self.scorer.collect(run));
+                    let scores = self.guarded(&batch, |scorer, _| scorer.collect(run));
                     self.finish(batch, scores)?;
                 }
                 Ok(run) => running = Some((batch, run)),
@@ -245,9 +343,19 @@ impl<S: Scorer> Worker<'_, S> {
         }
     }
 
+    /// A step with a batch's model, in which a panic is an error.
+    fn guarded<T>(
+        &mut self,
+        batch: &Batch,
+        step: impl FnOnce(&mut S, &Batch) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        let scorer = scorer(&mut self.scorers, batch.model.id)?;
+        guarded(|| step(scorer, batch))
+    }
+
     /// Answers a batch with its scores, or finds out which of its samples make it fail.
     fn finish(&mut self, batch: Batch, scores: Result<Vec<Score>, ModelError>) -> Result<(), Lost> {
-        let scores = self.settle(&batch.samples(), scores)?;
+        let scores = self.settle(&batch, &batch.samples(), scores)?;
         batch.answer(&self.post.device, scores);
         Ok(())
     }
@@ -257,6 +365,7 @@ impl<S: Scorer> Worker<'_, S> {
     /// to the device what it kept for later use.
     fn settle(
         &mut self,
+        batch: &Batch,
         samples: &[&Sample],
         scores: Result<Vec<Score>, ModelError>,
     ) -> Result<Vec<Result<Score, ScoreError>>, Lost> {
@@ -269,9 +378,9 @@ impl<S: Scorer> Worker<'_, S> {
             }
             Err(error) => error,
         };
-        counter!(FORWARD_FAILURES).increment(1);
-        tracing::error!(items = samples.len(), %error, "a forward failed");
-        if catch_unwind(AssertUnwindSafe(|| self.scorer.is_lost())).unwrap_or(true) {
+        counter!(FORWARD_FAILURES, batch.model.labels.alone()).increment(1);
+        tracing::error!(model = &*batch.model.name, items = samples.len(), %error, "a forward failed");
+        if self.guarded(batch, |scorer, _| Ok(scorer.is_lost())).unwrap_or(true) {
             return Err(Lost);
         }
         if samples.len() <= 1 {
@@ -281,11 +390,16 @@ impl<S: Scorer> Worker<'_, S> {
         let (left, right) = samples.split_at(samples.len() / 2);
         let mut results = Vec::with_capacity(samples.len());
         for half in [left, right] {
-            let scores = guarded(|| self.scorer.score(half));
-            results.extend(self.settle(half, scores)?);
+            let scores = self.guarded(batch, |scorer, _| scorer.score(half));
+            results.extend(self.settle(batch, half, scores)?);
         }
         Ok(results)
     }
+}
+
+/// The model of this id, of which a worker takes no jobs that it has not.
+fn scorer<S>(scorers: &mut BTreeMap<u64, S>, id: u64) -> Result<&mut S, ModelError> {
+    scorers.get_mut(&id).ok_or_else(|| ModelError::Sample("the worker has no such model".into()))
 }
 
 /// A step in which a panic is an error.
@@ -308,8 +422,8 @@ fn finite(score: Score) -> Result<Score, ScoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Condvar;
     use std::sync::mpsc;
-    use std::sync::{Condvar, Mutex};
 
     use tokio::sync::oneshot;
     use tracing::Span;
@@ -394,6 +508,8 @@ mod tests {
                 let (reply, answer) = oneshot::channel();
                 let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
                 queue.push(Job {
+                    model: Arc::default(),
+                    cost: tokens,
                     sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
                     permit: queue.reserve(&claim, &[tokens]).unwrap().pop(),
                     claim: claim.clone(),
@@ -412,11 +528,12 @@ mod tests {
             budget: BatchBudget { tokens: 100, items: 1 },
             up: watch::Sender::new(0),
         };
-        let make = {
+        let make: Make<Overlapped, String> = {
             let log = Arc::clone(&log);
-            move || Ok::<_, String>(Overlapped::new(Arc::clone(&log), LAST))
+            Arc::new(move || Ok(Overlapped::new(Arc::clone(&log), LAST)))
         };
-        let worker = spawn(post, make, |up| up.unwrap()).unwrap();
+        let models = Models::new(&queue, [(Tag::default().id, make)]);
+        let worker = spawn(post, models, |up| up.unwrap()).unwrap();
         for (batch, answer) in (1..).zip(answers) {
             assert_eq!(answer.blocking_recv().unwrap().unwrap().score.mean, batch as f32);
         }

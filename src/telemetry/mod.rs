@@ -2,13 +2,14 @@
 
 pub mod trace;
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -85,6 +86,35 @@ pub const LOG_LINES_DROPPED: &str = "spatialscore_log_lines_dropped_total";
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// When the process started.
 pub const PROCESS_START: &str = "process_start_time_seconds";
+
+/// The labels of what is measured of a model: its name, where the operator named it. Where there is one model without a
+/// name, there is nothing to tell apart.
+#[derive(Debug, Clone, Default)]
+pub struct ModelLabels(Option<Label>);
+
+impl ModelLabels {
+    /// Of a model of this name.
+    pub fn named(name: &str) -> Self {
+        static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.contains(name) || seen.len() < MOST_NAMES && seen.insert(name.to_owned());
+        Self(Some(Label::new("model", if known { name.to_owned() } else { "other".to_owned() })))
+    }
+
+    /// With more of them.
+    pub fn with<const N: usize>(&self, more: [(&'static str, String); N]) -> Vec<Label> {
+        let more = more.into_iter().map(|(key, value)| Label::new(key, value));
+        self.0.iter().cloned().chain(more).collect()
+    }
+
+    /// Alone.
+    pub fn alone(&self) -> Vec<Label> {
+        self.with([])
+    }
+}
+
+/// How many names of models are labels in the life of a process. Models that come after have one label together.
+const MOST_NAMES: usize = 128;
 
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

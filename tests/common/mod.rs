@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use spatialscore::config::{Settings, Sources};
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
-use spatialscore::engine::{LoadError, Loaded, MakeScorer, ModelInfo};
+use spatialscore::engine::{IntoLoaded, LoadError, Loaded, MakeScorer, ModelInfo, Terms};
 use spatialscore::model::checkpoint::CheckpointFiles;
 use spatialscore::model::profile::{Output, RewardConfig};
 use spatialscore::model::{ModelError, Sample, Score, Scorer};
@@ -289,7 +289,39 @@ impl TestServer {
         Self::with(&[], vec![device]).await
     }
 
+    /// A server of several models on one device, the halves of which a test can hold one by one: one for each model.
+    pub async fn of_models(names: &'static [&'static str], flags: &[(&str, &str)]) -> Self {
+        let devices: Vec<_> = names.iter().map(|_| FakeDevice::new(false)).collect();
+        let load = {
+            let devices = devices.clone();
+            move |settings: &Settings| {
+                Ok(devices
+                    .into_iter()
+                    .zip(names)
+                    .map(|(device, name)| {
+                        let mut loaded = loaded(settings, vec![Box::new(move || device.make())]);
+                        (loaded.info.name, loaded.terms.named) = ((*name).to_owned(), true);
+                        loaded
+                    })
+                    .collect::<Vec<Loaded<FakeScorer>>>())
+            }
+        };
+        let server = Self::serving(flags, devices, load).await;
+        server.until_serving().await;
+        server
+    }
+
     async fn with(flags: &[(&str, &str)], devices: Vec<Arc<FakeDevice>>) -> Self {
+        let makers = devices.iter().cloned();
+        let makers = makers.map(|device| Box::new(move || device.make()) as MakeScorer<FakeScorer>).collect();
+        Self::serving(flags, devices, move |settings: &Settings| Ok(loaded(settings, makers))).await
+    }
+
+    async fn serving<L: IntoLoaded<Scorer = FakeScorer> + 'static>(
+        flags: &[(&str, &str)],
+        devices: Vec<Arc<FakeDevice>>,
+        load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
+    ) -> Self {
         LazyLock::force(&METRICS);
         let flags = [("server.drain_grace_seconds", "0")].iter().chain(flags);
         let flags = flags.map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -298,9 +330,6 @@ impl TestServer {
         let (listener, http_listener) = (bind().await, bind().await);
         let (address, http) = (listener.local_addr().unwrap(), http_listener.local_addr().unwrap());
         let (shutdown, told) = oneshot::channel();
-        let makers = devices.iter().cloned();
-        let makers = makers.map(|device| Box::new(move || device.make()) as MakeScorer<FakeScorer>).collect();
-        let load = move |settings: &Settings| Ok(loaded(settings, makers));
         // Nothing tells it to stop at once.
         let told = told.map(|_| std::future::pending());
         let serving = tokio::spawn(server::serve(settings, listener, Some(http_listener), load, told));
@@ -332,7 +361,7 @@ impl TestServer {
 
     async fn until_serving(&self) {
         let mut client = self.client().await;
-        soon(async { while client.get_model(proto::GetModelRequest {}).await.is_err() {} }).await;
+        soon(async { while client.get_model(proto::GetModelRequest::default()).await.is_err() {} }).await;
     }
 
     /// Tells the server to stop; the rest of it is what `end` gives.
@@ -360,7 +389,7 @@ impl Ending {
     }
 }
 
-fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {
+fn loaded<S: Scorer + Send>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {
     let files = CheckpointFiles::open(checkpoint().to_str().unwrap(), None, None).unwrap();
     let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
     let info = ModelInfo {
@@ -377,7 +406,7 @@ fn loaded<S: Scorer>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded
         notice: "A fake.".into(),
     };
     let processor = Processor::load(&files, &reward, ProcessorLimits::from(&settings.limits)).unwrap();
-    Loaded { info, processor, workers }
+    Loaded { info, terms: Terms::default(), processor, workers }
 }
 
 /// What an item costs in tokens: [`PROMPT`] with a picture of these sides.

@@ -46,10 +46,31 @@ impl Server {
     /// The same with more arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
         let checkpoint = checkpoint();
+        let alone = [&["--checkpoint", checkpoint.to_str().unwrap()], arguments].concat();
+        Self::start_of(&alone)
+    }
+
+    /// Serving these models, each `NAME=CASE` with more of what `--model` takes, with more arguments.
+    pub fn of_models(models: &[&str], arguments: &[&str]) -> Self {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        let model = |text: &&str| {
+            let (name, rest) = text.split_once('=').unwrap();
+            let (case, more) =
+                rest.split_once(',').map_or((rest, String::new()), |(c, m)| (c, format!(",{m}")));
+            format!("--model={name}={fixtures}/{case}/checkpoint{more}")
+        };
+        let models: Vec<String> = models.iter().map(model).collect();
+        let all: Vec<&str> = models.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        let mut server = Self::start_of(&all);
+        server.logged("serving", "model");
+        server
+    }
+
+    fn start_of(arguments: &[&str]) -> Self {
         let mut process = program(&["serve", "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"])
             // Time enough for what was accepted, also on a machine that is busy with other things.
             .args(["--drain-timeout=300", "--set=server.drain_grace_seconds=0"])
-            .args(["--log-format=json", "--device=cpu", "--checkpoint", checkpoint.to_str().unwrap()])
+            .args(["--log-format=json", "--device=cpu"])
             .args(arguments)
             .stderr(Stdio::piped())
             .spawn()

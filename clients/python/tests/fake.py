@@ -60,6 +60,8 @@ class Fake:
         self.most_at_once = 0
         self.delay = delay
         self.revision = revision
+        # What each model makes of a mean. Without any, names are not known, as to a server of one model of old.
+        self.models: dict[str, Callable[[float], float]] = {}
         self._token = token
         self._limits = {**LIMITS, **(limits or {})}
         self._stddev = stddev
@@ -143,8 +145,33 @@ class Fake:
             code = self.bad_items.get(int(mean_of("", item.image)))
             results.append(self._result(prompt, item.image, (code, None) if code else None))
         response = pb.ScoreResponse(results=results)
+        if self.models and request.models:
+            self._name(request, response)
         self.spoil(response)
         return response
+
+    def _name(self, request: pb.ScoreRequest, response: pb.ScoreResponse) -> None:
+        """Answers for each of the models that the request names."""
+        for result in response.results:
+            base = pb.ScoreResult.FromString(result.SerializeToString())
+            made = []
+            for name in request.models:
+                outcome = pb.ModelOutcome(model=name)
+                if base.HasField("error"):
+                    outcome.error.CopyFrom(base.error)
+                else:
+                    outcome.score.mean = self.models[name](base.score.mean)
+                made.append(outcome)
+            result.Clear()
+            if len(made) > 1:
+                result.outcomes.extend(made)
+            elif made[0].HasField("error"):
+                result.error.CopyFrom(made[0].error)
+            else:
+                result.score.CopyFrom(made[0].score)
+        if request.wants_receipts:
+            for name in request.models:
+                response.receipts.add(model=name, revision=self.revision, dtype="none")
 
     def _score_stream(self, requests: Iterator[pb.ScoreStreamRequest], context: Any) -> Iterator[Any]:
         self._admit(context)

@@ -255,7 +255,12 @@ fn request(
     if size + texts + MESSAGE_OVERHEAD > most {
         return Err(format!("has {size} bytes; the server takes messages of {most}"));
     }
-    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), priority: priority.into() })
+    Ok(proto::ScoreStreamRequest {
+        id: index.to_string(),
+        item: Some(item),
+        priority: priority.into(),
+        ..Default::default()
+    })
 }
 
 fn new_row(Entry { id, prompt, image, .. }: Entry) -> Row {

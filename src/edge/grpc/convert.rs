@@ -9,12 +9,12 @@ use tonic::Code;
 use super::status::{code, item_status, label};
 use crate::config::Limits;
 use crate::edge::proto;
-use crate::engine::{Answer, ModelInfo};
+use crate::engine::{Answer, Answers, Memory, Model};
 use crate::error::ScoreError;
 use crate::model::profile::Output;
 use crate::processor::{Item, Picture, Question};
 use crate::telemetry::trace;
-use crate::telemetry::{ITEMS, SCORE_MEAN};
+use crate::telemetry::{ITEMS, ModelLabels, SCORE_MEAN};
 
 /// The most bytes of a stream item's id.
 const MAX_ID_BYTES: usize = 256;
@@ -44,9 +44,9 @@ pub fn stream_item(id: &str, item: Option<proto::ScoreItem>) -> Result<Item, Sco
 }
 
 /// The path to the message that has the field of a stream item's error.
-pub fn stream_place(outcome: &Result<Answer, ScoreError>) -> &'static str {
-    match outcome {
-        Err(ScoreError::Invalid { field: "id" | "item" | "priority", .. }) => "",
+pub fn stream_place(answers: &Answers) -> &'static str {
+    match answers.first() {
+        Some(Err(ScoreError::Invalid { field: "id" | "item" | "priority" | "models", .. })) => "",
         _ => "item.",
     }
 }
@@ -66,25 +66,64 @@ fn picture(image: Option<proto::Image>, field: &'static str) -> Result<Picture, 
     }
 }
 
-/// An item's result as its caller sees it, counted. `place` is as in [`super::status::status`].
-pub fn result(outcome: &Result<Answer, ScoreError>, place: &str) -> proto::ScoreResult {
+/// An item's result as its caller sees it, counted: of each of `models` where there are several. `place` is as in
+/// [`super::status::status`].
+pub fn result(models: &[Arc<Model>], answers: &Answers, place: &str) -> proto::ScoreResult {
+    use proto::model_outcome::Outcome as Of;
     use proto::score_result::Outcome;
-    let (code, outcome) = match outcome {
-        Ok(Answer { scored, components, .. }) => {
-            let score = &scored.score;
-            histogram!(SCORE_MEAN).record(score.mean);
-            let components = components.iter().zip(&score.components).map(|(name, part)| proto::Component {
-                name: name.clone(),
-                mean: part.mean,
-                stddev: part.stddev,
-            });
-            let components = components.collect();
-            (Code::Ok, Outcome::Score(proto::Score { mean: score.mean, stddev: score.stddev, components }))
-        }
-        Err(error) => (code(error), Outcome::Error(item_status(error, place))),
+    let unknown = ModelLabels::default();
+    let labels = |index: usize| models.get(index).map_or(&unknown, |model| &model.tag.labels);
+    let mut said = answers.iter().enumerate().map(|(index, answer)| outcome(answer, labels(index), place));
+    if models.len() <= 1 {
+        let outcome = said.next().map(|said| match said {
+            Ok(score) => Outcome::Score(score),
+            Err(error) => Outcome::Error(error),
+        });
+        return proto::ScoreResult { outcome, outcomes: Vec::new() };
+    }
+    let outcomes = said.zip(models).map(|(said, model)| proto::ModelOutcome {
+        model: model.info.name.clone(),
+        outcome: Some(match said {
+            Ok(score) => Of::Score(score),
+            Err(error) => Of::Error(error),
+        }),
+    });
+    proto::ScoreResult { outcome: None, outcomes: outcomes.collect() }
+}
+
+/// What one model made of an item.
+fn outcome(
+    answer: &Result<Answer, ScoreError>,
+    labels: &ModelLabels,
+    place: &str,
+) -> Result<proto::Score, tonic_types::Status> {
+    let (code, said) =
+        match answer {
+            Ok(Answer { scored, components, .. }) => {
+                let score = &scored.score;
+                histogram!(SCORE_MEAN, labels.alone()).record(score.mean);
+                let components = components.iter().zip(&score.components).map(|(name, part)| {
+                    proto::Component { name: name.clone(), mean: part.mean, stddev: part.stddev }
+                });
+                let components = components.collect();
+                (Code::Ok, Ok(proto::Score { mean: score.mean, stddev: score.stddev, components }))
+            }
+            Err(error) => (code(error), Err(item_status(error, place))),
+        };
+    counter!(ITEMS, labels.with([("outcome", label(code).to_owned())])).increment(1);
+    said
+}
+
+/// What judged a call, where its caller wants it.
+pub fn receipts(models: &[Arc<Model>], wanted: bool) -> Vec<proto::Receipt> {
+    let receipt = |model: &Arc<Model>| proto::Receipt {
+        model: model.info.name.clone(),
+        revision: model.info.revision.clone(),
+        profile_digest: model.terms.profile_digest.clone(),
+        dtype: model.info.dtype.clone(),
+        server_version: env!("CARGO_PKG_VERSION").into(),
     };
-    counter!(ITEMS, "outcome" => label(code)).increment(1);
-    proto::ScoreResult { outcome: Some(outcome) }
+    if wanted { models.iter().map(receipt).collect() } else { Vec::new() }
 }
 
 /// The longest time of each kind among these answers. The current call's trace shows those of the slowest.
@@ -108,7 +147,9 @@ pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings 
 }
 
 /// What is served.
-pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
+pub fn model(model: &Model, limits: &Limits) -> proto::GetModelResponse {
+    let Model { info, terms, .. } = model;
+    let memory = |of: fn(&Memory) -> u64| terms.memory.iter().map(of).max().unwrap_or_default();
     let output = match info.output {
         Output::Gaussian => proto::RewardOutput::Gaussian,
         Output::Scalar => proto::RewardOutput::Scalar,
@@ -126,6 +167,11 @@ pub fn model(info: &ModelInfo, limits: &Limits) -> proto::GetModelResponse {
         pictures: narrow(info.pictures),
         components: info.components.clone(),
         takes_questions: info.takes_questions,
+        checkpoint: terms.checkpoint.clone(),
+        profile_digest: terms.profile_digest.clone(),
+        state: proto::ModelState::Serving.into(),
+        weight_bytes: memory(|memory| memory.weights),
+        forward_bytes: memory(|memory| memory.forward),
         server_version: env!("CARGO_PKG_VERSION").into(),
         limits: Some(proto::Limits {
             max_items_per_request: narrow(limits.max_items_per_request),

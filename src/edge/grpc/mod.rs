@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::edge::proto;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
-use crate::engine::{Admitted, Answer, Engine};
+use crate::engine::{Admitted, Answers, Engine, Model};
 use crate::error::{ScoreError, brief};
 use crate::request_context::{Caller, Claim, Priority};
 use crate::scheduler::Permit;
@@ -114,16 +114,21 @@ impl SpatialScoreService for Handlers {
         let engine = self.engine().map_err(|error| of_call(&error))?;
         let (arrivals, patience) = (arrivals(&request), request.extensions().get::<Patience>().copied());
         let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
-        let outcomes =
-            score_batch(self, &engine, request, claim, patience).await.map_err(|error| of_call(&error))?;
+        // Who is replaced from now on still answers the whole of it.
+        let models = engine.models().named(&request.models).map_err(|error| of_call(&error))?;
+        let wants_receipts = request.wants_receipts;
+        let answers = score_batch(self, &engine, &models, request, claim, patience)
+            .await
+            .map_err(|error| of_call(&error))?;
         let place = |index| format!("items[{index}].");
         Ok(Response::new(proto::ScoreResponse {
-            timings: Some(convert::timings(outcomes.iter().flatten())),
-            results: outcomes
+            timings: Some(convert::timings(answers.iter().flatten().flatten())),
+            results: answers
                 .iter()
                 .enumerate()
-                .map(|(index, outcome)| convert::result(outcome, &place(index)))
+                .map(|(index, answers)| convert::result(&models, answers, &place(index)))
                 .collect(),
+            receipts: convert::receipts(&models, wants_receipts),
         }))
     }
 
@@ -144,7 +149,7 @@ impl SpatialScoreService for Handlers {
                 let engine = Arc::clone(&engine);
                 move |message| admit_streamed(Arc::clone(&engine), message, claim.clone())
             })
-            .map(move |(id, placed)| answer_streamed(Arc::clone(&engine), id, placed))
+            .map(move |streamed| answer_streamed(Arc::clone(&engine), streamed))
             .buffer_unordered(most)
             .map(Ok);
         // Why reading ended is told after everything that was read is answered.
@@ -157,19 +162,33 @@ impl SpatialScoreService for Handlers {
         request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
         let engine = self.engine().map_err(|error| of_call(&error))?;
+        let request = arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
+        let model = engine.models().one(&request.name).map_err(|error| of_call(&error))?;
+        Ok(Response::new(convert::model(&model, engine.limits())))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<proto::ListModelsRequest>,
+    ) -> Result<Response<proto::ListModelsResponse>, Status> {
+        let engine = self.engine().map_err(|error| of_call(&error))?;
         arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
-        Ok(Response::new(convert::model(engine.info(), engine.limits())))
+        let models = engine.models().all();
+        let models = models.iter().map(|model| convert::model(model, engine.limits())).collect();
+        Ok(Response::new(proto::ListModelsResponse { models }))
     }
 }
 
-/// Scores a request's items. The outer error concerns the whole call, the inner ones an item each.
+/// Scores a request's items with these models. The outer error concerns the whole call, the inner ones an item and a model
+/// each.
 async fn score_batch(
     handlers: &Handlers,
     engine: &Engine,
+    models: &[Arc<Model>],
     request: proto::ScoreRequest,
     claim: Claim,
     patience: Option<Patience>,
-) -> Result<Vec<Result<Answer, ScoreError>>, ScoreError> {
+) -> Result<Vec<Answers>, ScoreError> {
     let most = engine.limits().max_items_per_request;
     match request.items.len() {
         0 => return Err(ScoreError::invalid("items", format!("is empty; send 1 to {most}"))),
@@ -180,35 +199,30 @@ async fn score_batch(
     }
     let claim = Claim { priority: priority(request.priority)?, ..claim };
     if patience.is_none() {
-        engine.expect_room(&claim, request.items.len())?;
+        engine.expect_room(&claim, models, request.items.len())?;
     }
     let prompt = request.prompt.map(Arc::from);
-    let admitted = join_all(
-        request
-            .items
-            .into_iter()
-            .map(|item| async { engine.admit(convert::item(item, prompt.as_ref())?, &claim).await }),
-    )
+    let admitted = join_all(request.items.into_iter().map(|item| async {
+        let admitted = match convert::item(item, prompt.as_ref()) {
+            Ok(item) => engine.admit(models, item, &claim).await,
+            Err(error) => Err(error),
+        };
+        admitted.unwrap_or_else(|error| Admitted::refused(&error, models.len()))
+    }))
     .await;
 
     // All that can be scored get their places together, or none does: a group is never half scored.
-    let costs: Vec<usize> = admitted.iter().flatten().map(Admitted::tokens).collect();
+    let costs: Vec<usize> = admitted.iter().flat_map(Admitted::costs).collect();
     let mut permits = handlers.reserve(engine, &claim, &costs, patience).await?.into_iter();
-    let claim = &claim;
     let scores = admitted.into_iter().map(|item| {
-        let placed = item.and_then(|item| {
-            let permit = permits.next().ok_or_else(|| ScoreError::Internal("an item got no place".into()));
-            Ok((item, permit?))
-        });
-        async move {
-            let (item, permit) = placed?;
-            engine.score(item, permit, claim).await
-        }
+        let places: Vec<Permit> = permits.by_ref().take(item.costs().count()).collect();
+        engine.score(item, places, &claim)
     });
-    let outcomes = join_all(scores).await;
-    match outcomes.iter().find_map(|outcome| outcome.as_ref().err().filter(|e| status::concerns_call(e))) {
+    let answers = join_all(scores).await;
+    let mut errors = answers.iter().flatten().filter_map(|answer| answer.as_ref().err());
+    match errors.find(|error| status::concerns_call(error)) {
         Some(error) => Err(error.clone()),
-        None => Ok(outcomes),
+        None => Ok(answers),
     }
 }
 
@@ -245,53 +259,61 @@ fn read(
     (items, ended)
 }
 
-/// A stream's item that has a place in the queue.
+/// A stream's item on its way to its answer.
+struct Streamed {
+    id: String,
+    models: Vec<Arc<Model>>,
+    wants_receipts: bool,
+    placed: Result<Placed, ScoreError>,
+}
+
+/// A stream's item that has its places in the queue.
 struct Placed {
     item: Admitted,
-    permit: Permit,
+    permits: Vec<Permit>,
     claim: Claim,
 }
 
-/// Finds a place for a stream's item, and waits where there is none.
-async fn admit_streamed(
-    engine: Arc<Engine>,
-    message: proto::ScoreStreamRequest,
-    claim: Claim,
-) -> (String, Result<Placed, ScoreError>) {
-    let proto::ScoreStreamRequest { id, item, priority: urgency } = message;
+/// Finds places for a stream's item, and waits where there are none.
+async fn admit_streamed(engine: Arc<Engine>, message: proto::ScoreStreamRequest, claim: Claim) -> Streamed {
+    let proto::ScoreStreamRequest { id, item, priority: urgency, models, wants_receipts } = message;
+    let named = engine.models().named(&models);
+    let models = named.as_ref().cloned().unwrap_or_default();
     let placed = async {
+        named?;
         let claim = Claim { priority: priority(urgency)?, ..claim };
-        let item = engine.admit(convert::stream_item(&id, item)?, &claim).await?;
-        let mut permits = engine.queue().reserve_when_room(&claim, &[item.tokens()]).await?;
-        let permit = permits.pop().ok_or_else(|| ScoreError::Internal("an item got no place".into()))?;
-        Ok(Placed { item, permit, claim })
+        let item = engine.admit(&models, convert::stream_item(&id, item)?, &claim).await?;
+        let costs: Vec<usize> = item.costs().collect();
+        let permits = engine.queue().reserve_when_room(&claim, &costs).await?;
+        Ok(Placed { item, permits, claim })
     }
     .await;
     // One that is refused for its length is not said again whole.
-    (brief(id), placed)
+    Streamed { id: brief(id), models, wants_receipts, placed }
 }
 
 /// Scores a stream's item, on a task of its own until the stream ends: nothing asks for the answers of a caller that does
 /// not read them, and others may wait for the same item.
 fn answer_streamed(
     engine: Arc<Engine>,
-    id: String,
-    placed: Result<Placed, ScoreError>,
+    Streamed { id, models, wants_receipts, placed }: Streamed,
 ) -> impl Future<Output = proto::ScoreStreamResponse> {
-    let score = placed.map(|Placed { item, permit, claim }| {
-        let score = async move { engine.score(item, permit, &claim).await };
+    let score = placed.map(|Placed { item, permits, claim }| {
+        let score = async move { engine.score(item, permits, &claim).await };
         AbortOnDropHandle::new(tokio::spawn(score.in_current_span()))
     });
-    async {
-        let lost = |error: JoinError| Err(ScoreError::Internal(format!("its task was lost: {error}")));
-        let outcome = match score {
-            Ok(score) => score.await.unwrap_or_else(lost),
+    async move {
+        let lost = |error: JoinError| ScoreError::Internal(format!("its task was lost: {error}"));
+        let answers = match score {
+            Ok(score) => score.await.map_err(lost),
             Err(error) => Err(error),
         };
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); models.len().max(1)]);
         proto::ScoreStreamResponse {
             id,
-            timings: Some(convert::timings(outcome.iter())),
-            result: Some(convert::result(&outcome, convert::stream_place(&outcome))),
+            timings: Some(convert::timings(answers.iter().flatten())),
+            result: Some(convert::result(&models, &answers, convert::stream_place(&answers))),
+            receipts: convert::receipts(&models, wants_receipts),
         }
     }
 }

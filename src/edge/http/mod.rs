@@ -87,13 +87,14 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, p
 
 /// For both frameworks: UniRL reads the rewards in it, Flow-Factory its status alone.
 async fn health(State(edge): State<Edge>) -> (StatusCode, Json<Value>) {
-    match edge.handlers.engine() {
-        Ok(engine) if *edge.serving.borrow() => {
-            let rewards = Reward::of(engine.info()).iter().map(|&reward| (reward, ["spatialscore:ready"]));
+    let engine = edge.handlers.engine().ok().filter(|_| *edge.serving.borrow());
+    match engine.and_then(|engine| engine.models().one("").ok()) {
+        Some(model) => {
+            let rewards = Reward::of(&model.info).iter().map(|&reward| (reward, ["spatialscore:ready"]));
             let rewards: BTreeMap<_, _> = rewards.collect();
             (StatusCode::OK, Json(json!({"status": "ok", "rewards": rewards})))
         }
-        _ => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not serving", "rewards": {}}))),
+        None => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not serving", "rewards": {}}))),
     }
 }
 
@@ -114,14 +115,14 @@ impl Edge {
         let body = whole(body, self.most).await?;
         let engine = self.handlers.engine()?;
         let claim = Claim { priority, ..claim(&parts.extensions) };
-        let (bytes, model) = (body.len(), engine.info().clone());
+        let (bytes, model) = (body.len(), engine.models().one("")?);
         let most_values = MOST_VALUES * (1 + engine.limits().max_items_per_request);
         let work = move || {
             if has_more_values(&body, most_values) {
                 return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
             }
             let read = json::read(&body).map_err(|fault| ScoreError::invalid("body", fault));
-            read.map(|message| work(message, &model))
+            read.map(|message| work(message, &model.info))
         };
         let work = engine.unpack(&claim, bytes, work).await??;
         Ok((work, Call { priority, extensions: parts.extensions }))

@@ -156,7 +156,7 @@ pub(super) struct ScoreResponse {
 /// `GET /rewards`.
 pub(super) async fn rewards(State(edge): State<Edge>) -> Reply<Value> {
     let engine = edge.handlers.engine()?;
-    Ok(Json(json!({"rewards": Reward::of(engine.info())})))
+    Ok(Json(json!({"rewards": Reward::of(&engine.models().one("")?.info)})))
 }
 
 /// `POST /score`.

@@ -163,6 +163,10 @@ impl Pictures for proto::GetModelRequest {
     fn pictures(&mut self, _: impl FnMut(&mut Bytes) -> Bytes) {}
 }
 
+impl Pictures for proto::ListModelsRequest {
+    fn pictures(&mut self, _: impl FnMut(&mut Bytes) -> Bytes) {}
+}
+
 impl Pictures for proto::ScoreStreamRequest {
     fn pictures(&mut self, mut other: impl FnMut(&mut Bytes) -> Bytes) {
         self.item.iter_mut().filter_map(bytes_of).for_each(|bytes| *bytes = other(bytes));

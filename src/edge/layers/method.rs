@@ -27,10 +27,11 @@ pub struct Method {
     pub http: bool,
 }
 
-static METHODS: [Method; 12] = [
+static METHODS: [Method; 13] = [
     grpc("Score", "/spatialscore.v1.SpatialScoreService/Score").scoring(),
     grpc("ScoreStream", "/spatialscore.v1.SpatialScoreService/ScoreStream").scoring().streaming(),
     grpc("GetModel", "/spatialscore.v1.SpatialScoreService/GetModel").scoring(),
+    grpc("ListModels", "/spatialscore.v1.SpatialScoreService/ListModels").scoring(),
     grpc("Check", "/grpc.health.v1.Health/Check").without_token(),
     grpc("List", "/grpc.health.v1.Health/List").without_token(),
     grpc("Watch", "/grpc.health.v1.Health/Watch").without_token(),

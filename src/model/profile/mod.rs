@@ -12,7 +12,8 @@ pub use shipped::{names, open, shipped};
 use super::checkpoint::{CheckpointError, CheckpointFiles};
 use pixels::{check_pixels, pixels};
 
-const FILE: &str = "reward_config.json";
+/// The file of a checkpoint that says how its reward is read.
+pub const FILE: &str = "reward_config.json";
 /// The most passes, which each cost a reading.
 const MOST_PASSES: usize = 16;
 

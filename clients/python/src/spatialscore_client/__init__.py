@@ -28,7 +28,7 @@ from .errors import (
 )
 from .plan import Question
 from .rewards import Selection, rank, top_k_bottom_k, win_probability
-from .scores import Component, Limits, ModelInfo, Score, Scores, StreamedScore
+from .scores import Columns, Component, Limits, ModelInfo, Receipt, Score, Scores, StreamedScore
 from .settings import TLS
 
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ __all__ = [
     "AuthenticationError",
     "BusyError",
     "CallError",
+    "Columns",
     "Component",
     "ConfigurationError",
     "DeadlineExceededError",
@@ -49,6 +50,7 @@ __all__ = [
     "ModelInfo",
     "ModelMismatchError",
     "Question",
+    "Receipt",
     "Score",
     "Scores",
     "Selection",

@@ -12,10 +12,11 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import grpc.aio
 
@@ -27,8 +28,8 @@ from .calls import Ask, Attempts, Begin, Land, Send, Steps
 from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure
 from .images import Picture, Pictures
-from .plan import Questions
-from .scores import ModelInfo, Score, Scores, StreamedScore
+from .plan import Batch, Questions
+from .scores import Columns, ModelInfo, Score, Scores, StreamedScore
 from .settings import Metadata
 from .stream import Pending, StreamItem
 
@@ -47,6 +48,7 @@ class AsyncSpatialScoreClient(BaseClient):
     It may be used from several event loops; each has its own connections.
     """
 
+    @overload
     async def score(
         self,
         prompts: str | Sequence[str] | None,
@@ -54,26 +56,78 @@ class AsyncSpatialScoreClient(BaseClient):
         *,
         references: Sequence[Sequence[Picture]] | None = None,
         questions: Questions | Sequence[Questions] | None = None,
+        models: None = None,
+        weights: None = None,
         timeout: float | None = None,
         traceparent: str | None = None,
-    ) -> Scores:
+    ) -> Scores: ...
+    @overload
+    async def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Columns: ...
+    @overload
+    async def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: None = None,
+        weights: Mapping[str, float],
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Columns: ...
+    async def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Scores | Columns:
         """As SpatialScoreClient.score."""
         deadline = self._deadline(timeout)
+        named = plan.names(models, weights)
         items = plan.items(prompts, images, references, questions)
         if not items:
-            return Scores([])
+            return Scores([]) if named is None else calls.merge_named({}, 0, named, weights)
         metadata = self._settings.metadata(traceparent)
         limits = (await self._run(calls.model(self._endpoints, deadline), metadata)).limits
-        batches = plan.batches(items, limits, self._settings.codec, self._settings.priority)
+        batches = plan.batches(items, limits, self._settings.codec, self._settings.priority, named)
+
+        async def each(results: dict[int, T], steps: Callable[[Batch], Steps[list[T]]]) -> dict[int, T]:
+            async def work() -> None:
+                # Each worker takes the next batch when it is done with its last: so many are under way, and no more.
+                for batch in batches:
+                    scores = await self._run(steps(batch), metadata)
+                    results.update(enumerate(scores, batch.start))
+
+            await _together([work() for _ in range(self._settings.max_in_flight)])
+            return results
+
+        if named is not None:
+            by_item: dict[int, calls.Named] = {}
+            await each(by_item, lambda batch: calls.score_named(self._endpoints, deadline, batch))
+            columns = calls.merge_named(by_item, len(items), named, weights)
+            for column in columns.values():
+                self._look_at_groups(items, column)
+            return columns
         results: dict[int, Score | ItemFailure] = {}
-
-        async def work() -> None:
-            # Each worker takes the next batch when it is done with its last: so many are under way, and no more.
-            for batch in batches:
-                scores = await self._run(calls.score(self._endpoints, deadline, batch), metadata)
-                results.update(enumerate(scores, batch.start))
-
-        await _together([work() for _ in range(self._settings.max_in_flight)])
+        await each(results, lambda batch: calls.score(self._endpoints, deadline, batch))
         scores = calls.merge(results, len(items))
         self._look_at_groups(items, scores)
         return Scores(scores)

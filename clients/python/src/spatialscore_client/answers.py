@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import grpc
 
 from ._proto import error_details, status
 from ._proto import spatialscore as pb
 from .errors import ItemFailure, ServerFaultError
-from .scores import Component, Limits, ModelInfo, Score
+from .scores import Component, Limits, ModelInfo, Receipt, Score
 
+# The states of a model by number.
+STATES = {
+    pb.MODEL_STATE_SERVING: "serving",
+    pb.MODEL_STATE_ASLEEP: "asleep",
+    pb.MODEL_STATE_WAKING: "waking",
+    pb.MODEL_STATE_FAILED: "failed",
+}
 # The gRPC codes by number.
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -95,7 +102,42 @@ def results(response: pb.ScoreResponse, start: int, count: int, target: str) -> 
     return [result(answer, start + place, target) for place, answer in enumerate(response.results)]
 
 
-def result(answer: pb.ScoreResult, index: int, target: str) -> Score | ItemFailure:
+def columns(
+    response: pb.ScoreResponse, start: int, count: int, models: Sequence[str], target: str
+) -> tuple[list[list[Score | ItemFailure]], tuple[Receipt, ...]]:
+    """The results of a request that named models: for each model as `results`; and what judged it.
+
+    Raises ServerFaultError where they are not those of these models, as from a server that knows nothing of names.
+    """
+    receipts = tuple(
+        Receipt(each.model, each.revision, each.profile_digest, each.dtype, each.server_version)
+        for each in response.receipts
+    )
+    judged = [receipt.model for receipt in receipts]
+    if judged != list(models):
+        by = ", ".join(judged) or "it does not say whom: is it older than this client?"
+        text = f"the server was asked for {', '.join(models)}, and answered by {by}"
+        raise ServerFaultError("INTERNAL", text, target=target)
+    if len(models) == 1:
+        only = results(response, start, count, target)
+        return [
+            [replace(each, model=models[0]) if isinstance(each, ItemFailure) else each for each in only]
+        ], receipts
+    if len(response.results) != count:
+        text = f"the server answered {count} items with {len(response.results)} results"
+        raise ServerFaultError("INTERNAL", text, target=target)
+    table: list[list[Score | ItemFailure]] = [[] for _ in models]
+    for index, answer in enumerate(response.results, start):
+        if [outcome.model for outcome in answer.outcomes] != list(models):
+            text = f"the server answered item {index} with other models than it was asked for"
+            raise ServerFaultError("INTERNAL", text, target=target)
+        for column, outcome in zip(table, answer.outcomes, strict=True):
+            found = result(outcome, index, target)
+            column.append(replace(found, model=outcome.model) if isinstance(found, ItemFailure) else found)
+    return table, receipts
+
+
+def result(answer: pb.ScoreResult | pb.ModelOutcome, index: int, target: str) -> Score | ItemFailure:
     """One result. Raises ServerFaultError."""
     outcome = answer.WhichOneof("outcome")
     if outcome == "error":
@@ -143,4 +185,7 @@ def model(response: pb.GetModelResponse) -> ModelInfo:
         pictures=response.pictures or 1,
         components=tuple(response.components),
         takes_questions=response.takes_questions,
+        checkpoint=response.checkpoint,
+        profile_digest=response.profile_digest,
+        state=STATES.get(response.state, ""),
     )

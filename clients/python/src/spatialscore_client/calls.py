@@ -4,7 +4,7 @@ the two clients, one with threads and one with asyncio."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -12,9 +12,9 @@ from . import answers
 from ._proto import spatialscore as pb
 from .answers import Failure
 from .endpoints import Deadline, Endpoint, Endpoints
-from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, call_error
+from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ModelMismatchError, call_error
 from .plan import Batch
-from .scores import ModelInfo, Score
+from .scores import Columns, ModelInfo, Receipt, Score, Scores
 
 Method = Literal["Score", "GetModel"]
 T = TypeVar("T")
@@ -198,7 +198,31 @@ def model(endpoints: Endpoints, deadline: Deadline, *, ask: bool = False) -> Ste
 
 
 def score(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[list[Score | ItemFailure]]:
-    """The results of one request.
+    """The results of one request."""
+    response, target = yield from _respond(endpoints, deadline, batch)
+    return answers.results(response, batch.start, len(batch.request.items), target)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the models that a call names made of an item."""
+
+    results: tuple[Score | ItemFailure, ...]
+    """One for each model."""
+    receipts: tuple[Receipt, ...]
+    """What judged it."""
+
+
+def score_named(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[list[Named]]:
+    """The results of one request that names models: one for each item."""
+    response, target = yield from _respond(endpoints, deadline, batch)
+    models, count = list(batch.request.models), len(batch.request.items)
+    table, receipts = answers.columns(response, batch.start, count, models, target)
+    return [Named(results, receipts) for results in zip(*table, strict=True)]
+
+
+def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tuple[pb.ScoreResponse, str]]:
+    """What answers one request, and who gave it.
 
     An attempt that takes half of the time that is left is not given up, for it may stand in a long queue; but the
     same is asked of another server, and whoever answers first is taken. Scoring twice gives the same.
@@ -225,7 +249,7 @@ def score(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[list[
             attempts.answered(flight.endpoint)
             for late in flights:
                 endpoints.failed(late.endpoint, Failure("DEADLINE_EXCEEDED", "another answered first"))
-            return answers.results(answer, batch.start, len(batch.request.items), flight.endpoint.address)
+            return answer, flight.endpoint.address
     finally:
         for each in flights:
             each.cancel()
@@ -238,3 +262,30 @@ def merge(results: dict[int, Score | ItemFailure], count: int) -> list[Score]:
     if failures:
         raise ItemsFailedError(failures, [score if isinstance(score, Score) else None for score in scores])
     return [score for score in scores if isinstance(score, Score)]
+
+
+def merge_named(
+    results: dict[int, Named], count: int, models: Sequence[str], weights: Mapping[str, float] | None
+) -> Columns:
+    """The columns of a call that names models, from the results of all its requests.
+
+    Raises ItemsFailedError, and ModelMismatchError where a model was replaced while the call ran.
+    """
+    items = [results[index] for index in range(count)]
+    receipts = items[0].receipts if items else ()
+    for item in items:
+        for first, other in zip(receipts, item.receipts, strict=True):
+            if first != other:
+                raise ModelMismatchError(
+                    f"{first.model} was replaced while the call ran: one part was judged by {first.revision}, "
+                    f"another by {other.revision}; their scores must not be mixed, so score it again"
+                )
+    failures = [result for item in items for result in item.results if isinstance(result, ItemFailure)]
+    table = {
+        model: [result if isinstance(result, Score) else None for result in (item.results[place] for item in items)]
+        for place, model in enumerate(models)
+    }
+    if failures:
+        raise ItemsFailedError(failures, (), table)
+    scores = {model: Scores([score for score in column if score is not None]) for model, column in table.items()}
+    return Columns(scores, receipts, weights)

@@ -6,9 +6,9 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import grpc
 
@@ -21,7 +21,7 @@ from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure, SpatialScoreError
 from .images import Picture, Pictures
 from .plan import Batch, Questions
-from .scores import ModelInfo, Score, Scores, StreamedScore
+from .scores import Columns, ModelInfo, Score, Scores, StreamedScore
 from .stream import Pending, StreamItem
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ class SpatialScoreClient(BaseClient):
     gives a placeholder, or fewer scores than it had pictures.
     """
 
+    @overload
     def score(
         self,
         prompts: str | Sequence[str] | None,
@@ -43,14 +44,58 @@ class SpatialScoreClient(BaseClient):
         *,
         references: Sequence[Sequence[Picture]] | None = None,
         questions: Questions | Sequence[Questions] | None = None,
+        models: None = None,
+        weights: None = None,
         timeout: float | None = None,
         traceparent: str | None = None,
-    ) -> Scores:
+    ) -> Scores: ...
+    @overload
+    def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Columns: ...
+    @overload
+    def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: None = None,
+        weights: Mapping[str, float],
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Columns: ...
+    def score(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Pictures,
+        *,
+        references: Sequence[Sequence[Picture]] | None = None,
+        questions: Questions | Sequence[Questions] | None = None,
+        models: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Scores | Columns:
         """The scores of pictures, in order. One prompt stands for all of them, or there is one for each.
 
         `references` are for models that compare: for each picture those that the model reads before it, such as the
         picture before the edit. `questions` are for models that read the probability of answers: the same for all
         pictures, or a list for each; `prompts` may be None then, and each question is a component of the score.
+
+        `models` names models of a server that has several: their scores come in Columns, by name, the pictures sent
+        and decoded once. With `weights` by name their weighted sums come beside them, in `Columns.sums`; without
+        `models` the models are those that have weights.
 
         `timeout` is for the whole call, in seconds, and stands in place of the client's own.
 
@@ -58,17 +103,31 @@ class SpatialScoreClient(BaseClient):
         failed, and TypeError or ValueError where prompts and images do not fit each other.
         """
         deadline = self._deadline(timeout)
+        named = plan.names(models, weights)
         items = plan.items(prompts, images, references, questions)
         if not items:
-            return Scores([])
+            return Scores([]) if named is None else calls.merge_named({}, 0, named, weights)
         with _Call(self, traceparent) as call:
             limits = call.run(calls.model(self._endpoints, deadline)).limits
-            batches = plan.batches(items, limits, self._settings.codec, self._settings.priority)
+            batches = plan.batches(items, limits, self._settings.codec, self._settings.priority, named)
+            most = self._settings.max_in_flight
+
+            if named is not None:
+
+                def score_named(batch: Batch) -> list[calls.Named]:
+                    return call.run(calls.score_named(self._endpoints, deadline, batch))
+
+                columns = calls.merge_named(
+                    _overlapped(score_named, batches, most, call.cancel), len(items), named, weights
+                )
+                for column in columns.values():
+                    self._look_at_groups(items, column)
+                return columns
 
             def score(batch: Batch) -> list[Score | ItemFailure]:
                 return call.run(calls.score(self._endpoints, deadline, batch))
 
-            results = _overlapped(score, batches, self._settings.max_in_flight, call.cancel)
+            results = _overlapped(score, batches, most, call.cancel)
         scores = calls.merge(results, len(items))
         self._look_at_groups(items, scores)
         return Scores(scores)
@@ -309,18 +368,18 @@ def failure_of(error: Any) -> Failure:
 
 
 def _overlapped(
-    score: Callable[[Batch], list[Score | ItemFailure]],
+    score: Callable[[Batch], list[T]],
     batches: Iterator[Batch],
     most: int,
     cancel: Callable[[], None],
-) -> dict[int, Score | ItemFailure]:
+) -> dict[int, T]:
     """The results of all batches by the items' places, with at most so many of them under way at once."""
-    results: dict[int, Score | ItemFailure] = {}
+    results: dict[int, T] = {}
     first = next(batches)
     second = next(batches, None)
     if second is None:
         return dict(enumerate(score(first)))
-    running: dict[Future[list[Score | ItemFailure]], int] = {}
+    running: dict[Future[list[T]], int] = {}
     with ThreadPoolExecutor(most, "spatialscore") as pool:
         try:
             ahead: list[Batch] = [first, second]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,28 +32,41 @@ class ItemFailure:
     """The gRPC code: INVALID_ARGUMENT for what the caller sent, INTERNAL for a fault of the server."""
     message: str
     """What is wrong, in words."""
+    model: str = ""
+    """The model that gives it no score, where the call named models."""
 
     def __str__(self) -> str:
-        return f"item {self.index}: {self.code}: {self.message}"
+        by = f" by {self.model}" if self.model else ""
+        return f"item {self.index}{by}: {self.code}: {self.message}"
 
 
 class ItemsFailedError(SpatialScoreError):
     """Some items can have no score, and trying again would not help."""
 
-    def __init__(self, failures: Sequence[ItemFailure], scores: Sequence[Score | None]) -> None:
+    def __init__(
+        self,
+        failures: Sequence[ItemFailure],
+        scores: Sequence[Score | None],
+        columns: Mapping[str, Sequence[Score | None]] | None = None,
+    ) -> None:
         self.failures = tuple(sorted(failures, key=lambda failure: failure.index))
         """The items without a score, in order."""
         self.scores = tuple(scores)
         """What was scored all the same, one entry per item of the call; None where there is no score. Empty for a
-        stream, which has yielded what it had."""
+        stream, which has yielded what it had, and where the call named models."""
+        self.columns = {model: tuple(column) for model, column in (columns or {}).items()}
+        """The same by the name of each model, where the call named models."""
         shown = "; ".join(map(str, self.failures[:5]))
         more = f"; and {len(self.failures) - 5} more" if len(self.failures) > 5 else ""
-        of_all = f" of {len(self.scores)}" if self.scores else ""
-        super().__init__(f"{len(self.failures)}{of_all} items have no score: {shown}{more}")
+        count = len(self.scores) or max(map(len, self.columns.values()), default=0)
+        of_all = f" of {count}" if count else ""
+        super().__init__(
+            f"{len({failure.index for failure in self.failures})}{of_all} items have no score: {shown}{more}"
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         # So that it crosses to another process whole: DataLoader workers and Ray actors pickle what they raise.
-        return type(self), (self.failures, self.scores)
+        return type(self), (self.failures, self.scores, self.columns)
 
 
 class CallError(SpatialScoreError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ._proto import spatialscore as pb
 from .errors import ItemFailure, ItemsFailedError
 from .images import Codec, Encoded, Picture, PictureError, Pictures, Source, source, sources
-from .scores import Limits
+from .scores import Limits, check_weights
 from .settings import Priority
 
 # A request of ours at most. Smaller than what a server takes: several small ones overlap and spread over replicas.
@@ -190,7 +190,28 @@ def wire(priority: Priority) -> str:
     return f"PRIORITY_{priority.upper()}"
 
 
-def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Priority) -> Iterator[Batch]:
+def names(models: Sequence[str] | None, weights: Mapping[str, float] | None) -> list[str] | None:
+    """The models that a call names; None where it names none. Raises TypeError or ValueError."""
+    if models is None:
+        return None if weights is None else list(check_weights(weights, list(weights)))
+    if isinstance(models, str):
+        raise TypeError(f"models is a str; give a list of names, such as [{models!r}]")
+    found = list(models)
+    if not found:
+        raise ValueError("models is empty; leave it out for the default one")
+    for name in found:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"models has {name!r}, which is no name")
+        if found.count(name) > 1:
+            raise ValueError(f"models has {name!r} twice")
+    if weights is not None:
+        check_weights(weights, found)
+    return found
+
+
+def batches(
+    wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Priority, models: Sequence[str] | None = None
+) -> Iterator[Batch]:
     """The requests of a call. A picture's bytes are made when its request is, so that those of a large call are never
     there all at once.
 
@@ -204,8 +225,13 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Prio
     most_items = min(limits.max_items_per_request, _MAX_ITEMS)
     most_bytes = min(limits.max_message_bytes, _MAX_BYTES)
     base = len((shared or "").encode()) + _OVERHEAD
-    urgency = wire(priority)
-    start, request, size = 0, pb.ScoreRequest(prompt=shared, priority=urgency), base
+
+    def begin() -> pb.ScoreRequest:
+        named = list(models or ())
+        # What judged it must be who was asked: an older server knows nothing of names, and answers all the same.
+        return pb.ScoreRequest(prompt=shared, priority=wire(priority), models=named, wants_receipts=bool(named))
+
+    start, request, size = 0, begin(), base
     for index, item in enumerate(wanted):
         try:
             pictures = item.encode(codec)
@@ -218,7 +244,7 @@ def batches(wanted: Sequence[Item], limits: Limits, codec: Codec, priority: Prio
             raise ItemsFailedError([refusal(index, text)], [None] * len(wanted))
         if request.items and (len(request.items) == most_items or size + bytes_more > most_bytes):
             yield Batch(start, request)
-            start, request, size = index, pb.ScoreRequest(prompt=shared, priority=urgency), base
+            start, request, size = index, begin(), base
         message = request.items.add()
         if shared is None:
             message.prompt = item.prompt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -100,6 +101,71 @@ class Scores(Sequence[Score]):
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """What judged a call, for the log of a training run."""
+
+    model: str
+    """The model's name."""
+    revision: str
+    """The hub's commit or the digest of its files."""
+    profile_digest: str
+    """The digest of what its reward is read by."""
+    dtype: str
+    """The number format of its weights and its forward."""
+    server_version: str
+    """The server's version."""
+
+
+class Columns(Mapping[str, Scores]):
+    """The scores of a call that named models: by each model's name, in the order of the names."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, Scores],
+        receipts: Sequence[Receipt] = (),
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self._columns = dict(columns)
+        self.receipts = tuple(receipts)
+        """What judged the call: one for each model."""
+        self.sums = None if weights is None else self.weighted(weights)
+        """The weighted sum for each item, where the call gave weights."""
+
+    def weighted(self, weights: Mapping[str, float]) -> list[float]:
+        """For each item the sum of its models' means, each times its weight. No part is left out in silence.
+
+        Raises ValueError where there are no weights, one is not finite, or one is of a model that was not asked.
+        """
+        weights = check_weights(weights, list(self))
+        parts = [[weight * mean for mean in self[model].means] for model, weight in weights.items()]
+        return [math.fsum(item) for item in zip(*parts, strict=True)]
+
+    def __getitem__(self, model: str) -> Scores:
+        return self._columns[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return f"Columns({self._columns!r})"
+
+
+def check_weights(weights: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:
+    """Weights that make a sum of what these models give. Raises ValueError."""
+    if not weights:
+        raise ValueError("there are no weights")
+    for model, weight in weights.items():
+        if model not in models:
+            raise ValueError(f"a weight is of {model!r}, and the call is of {', '.join(map(repr, models))}")
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {model!r} is {weight}")
+    return dict(weights)
+
+
+@dataclass(frozen=True)
 class StreamedScore:
     """One result of a stream, which come as they are done."""
 
@@ -142,3 +208,9 @@ class ModelInfo:
     """The names of a score's components."""
     takes_questions: bool = False
     """Whether an item may have questions."""
+    checkpoint: str = ""
+    """Its directory or its hub id."""
+    profile_digest: str = ""
+    """The digest of what the reward is read by."""
+    state: str = ""
+    """`serving`, `asleep`, `waking` or `failed`; empty where the server does not say."""

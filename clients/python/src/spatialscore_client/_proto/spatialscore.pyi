@@ -18,6 +18,14 @@ class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRIORITY_TRAINING: _ClassVar[Priority]
     PRIORITY_EVALUATION: _ClassVar[Priority]
 
+class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
+    MODEL_STATE_SERVING: _ClassVar[ModelState]
+    MODEL_STATE_ASLEEP: _ClassVar[ModelState]
+    MODEL_STATE_WAKING: _ClassVar[ModelState]
+    MODEL_STATE_FAILED: _ClassVar[ModelState]
+
 class RewardOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REWARD_OUTPUT_UNSPECIFIED: _ClassVar[RewardOutput]
@@ -27,6 +35,11 @@ class RewardOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_TRAINING: Priority
 PRIORITY_EVALUATION: Priority
+MODEL_STATE_UNSPECIFIED: ModelState
+MODEL_STATE_SERVING: ModelState
+MODEL_STATE_ASLEEP: ModelState
+MODEL_STATE_WAKING: ModelState
+MODEL_STATE_FAILED: ModelState
 REWARD_OUTPUT_UNSPECIFIED: RewardOutput
 REWARD_OUTPUT_GAUSSIAN: RewardOutput
 REWARD_OUTPUT_SCALAR: RewardOutput
@@ -71,14 +84,18 @@ class Question(_message.Message):
     def __init__(self, text: _Optional[str] = ..., answers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("prompt", "items", "priority")
+    __slots__ = ("prompt", "items", "priority", "models", "wants_receipts")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     items: _containers.RepeatedCompositeFieldContainer[ScoreItem]
     priority: Priority
-    def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    wants_receipts: bool
+    def __init__(self, prompt: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ScoreItem, _Mapping[str, object]]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., models: _Optional[_Iterable[str]] = ..., wants_receipts: _Optional[bool] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("mean", "stddev", "components")
@@ -101,12 +118,38 @@ class Component(_message.Message):
     def __init__(self, name: _Optional[str] = ..., mean: _Optional[float] = ..., stddev: _Optional[float] = ...) -> None: ...
 
 class ScoreResult(_message.Message):
-    __slots__ = ("score", "error")
+    __slots__ = ("score", "error", "outcomes")
     SCORE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     score: Score
     error: _status_pb2.Status
-    def __init__(self, score: _Optional[_Union[Score, _Mapping[str, object]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[ModelOutcome]
+    def __init__(self, score: _Optional[_Union[Score, _Mapping[str, object]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ..., outcomes: _Optional[_Iterable[_Union[ModelOutcome, _Mapping[str, object]]]] = ...) -> None: ...
+
+class ModelOutcome(_message.Message):
+    __slots__ = ("model", "score", "error")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    score: Score
+    error: _status_pb2.Status
+    def __init__(self, model: _Optional[str] = ..., score: _Optional[_Union[Score, _Mapping[str, object]]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping[str, object]]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("model", "revision", "profile_digest", "dtype", "server_version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    profile_digest: str
+    dtype: str
+    server_version: str
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., profile_digest: _Optional[str] = ..., dtype: _Optional[str] = ..., server_version: _Optional[str] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("preprocess", "queue", "inference")
@@ -119,36 +162,56 @@ class Timings(_message.Message):
     def __init__(self, preprocess: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ..., inference: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("results", "timings")
+    __slots__ = ("results", "timings", "receipts")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[ScoreResult]
     timings: Timings
-    def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping[str, object]]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
+    receipts: _containers.RepeatedCompositeFieldContainer[Receipt]
+    def __init__(self, results: _Optional[_Iterable[_Union[ScoreResult, _Mapping[str, object]]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., receipts: _Optional[_Iterable[_Union[Receipt, _Mapping[str, object]]]] = ...) -> None: ...
 
 class ScoreStreamRequest(_message.Message):
-    __slots__ = ("id", "item", "priority")
+    __slots__ = ("id", "item", "priority", "models", "wants_receipts")
     ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     item: ScoreItem
     priority: Priority
-    def __init__(self, id: _Optional[str] = ..., item: _Optional[_Union[ScoreItem, _Mapping[str, object]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    models: _containers.RepeatedScalarFieldContainer[str]
+    wants_receipts: bool
+    def __init__(self, id: _Optional[str] = ..., item: _Optional[_Union[ScoreItem, _Mapping[str, object]]] = ..., priority: _Optional[_Union[Priority, str]] = ..., models: _Optional[_Iterable[str]] = ..., wants_receipts: _Optional[bool] = ...) -> None: ...
 
 class ScoreStreamResponse(_message.Message):
-    __slots__ = ("id", "result", "timings")
+    __slots__ = ("id", "result", "timings", "receipts")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     result: ScoreResult
     timings: Timings
-    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[ScoreResult, _Mapping[str, object]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
+    receipts: _containers.RepeatedCompositeFieldContainer[Receipt]
+    def __init__(self, id: _Optional[str] = ..., result: _Optional[_Union[ScoreResult, _Mapping[str, object]]] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., receipts: _Optional[_Iterable[_Union[Receipt, _Mapping[str, object]]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[GetModelResponse]
+    def __init__(self, models: _Optional[_Iterable[_Union[GetModelResponse, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_items_per_request", "max_message_bytes", "max_prompt_bytes", "max_image_pixels", "max_item_tokens", "max_prompt_tokens", "max_image_bytes", "max_calls_per_caller", "max_questions_per_item")
@@ -173,7 +236,7 @@ class Limits(_message.Message):
     def __init__(self, max_items_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_prompt_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_item_tokens: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_calls_per_caller: _Optional[int] = ..., max_questions_per_item: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits", "profile", "pictures", "components", "takes_questions")
+    __slots__ = ("name", "architecture", "revision", "dtype", "devices", "output", "notice", "server_version", "limits", "profile", "pictures", "components", "takes_questions", "checkpoint", "profile_digest", "state", "weight_bytes", "forward_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +250,11 @@ class GetModelResponse(_message.Message):
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     TAKES_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     revision: str
@@ -200,4 +268,9 @@ class GetModelResponse(_message.Message):
     pictures: int
     components: _containers.RepeatedScalarFieldContainer[str]
     takes_questions: bool
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[RewardOutput, str]] = ..., notice: _Optional[str] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., profile: _Optional[str] = ..., pictures: _Optional[int] = ..., components: _Optional[_Iterable[str]] = ..., takes_questions: _Optional[bool] = ...) -> None: ...
+    checkpoint: str
+    profile_digest: str
+    state: ModelState
+    weight_bytes: int
+    forward_bytes: int
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., dtype: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[RewardOutput, str]] = ..., notice: _Optional[str] = ..., server_version: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ..., profile: _Optional[str] = ..., pictures: _Optional[int] = ..., components: _Optional[_Iterable[str]] = ..., takes_questions: _Optional[bool] = ..., checkpoint: _Optional[str] = ..., profile_digest: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., weight_bytes: _Optional[int] = ..., forward_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,164 @@
+"""Calls that name models: a column for each, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, numbered
+from fake import Fake
+
+import spatialscore_client as sc
+
+NAMES = ["double", "minus"]
+
+
+@pytest.fixture
+def several() -> Iterator[Fake]:
+    with Fake(limits={"max_items_per_request": 2}) as server:
+        server.models = {"double": lambda mean: 2 * mean, "minus": lambda mean: -mean, "same": lambda mean: mean}
+        yield server
+
+
+def test_a_call_has_a_column_for_each_model_in_the_order_of_names(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    columns = client.score("", numbered(5), models=NAMES)
+    assert list(columns) == NAMES
+    assert columns["double"].means == [0, 2, 4, 6, 8]
+    assert columns["minus"].means == [0, -1, -2, -3, -4]
+    assert columns.sums is None
+    assert [receipt.model for receipt in columns.receipts] == NAMES
+    assert columns.receipts[0].revision == "r1"
+    assert columns.weighted({"double": 0.5, "minus": 2}) == [0, -1, -2, -3, -4]
+    # One is named no other way than several.
+    alone = client.score("", numbered(3), models=["minus"])
+    assert (list(alone), alone["minus"].means) == (["minus"], [0, -1, -2])
+    assert list(client.score("", [], models=NAMES)) == NAMES
+    # And who names none has scores, as ever.
+    assert client.score("", numbered(2)).means == [0, 1]
+
+
+def test_weights_make_a_sum_of_all_their_parts(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    columns = client.score("", numbered(3), weights={"double": 0.25, "same": 1})
+    assert (list(columns), columns.sums) == (["double", "same"], [0, 1.5, 3])
+    columns = client.score("", numbered(3), models=[*NAMES, "same"], weights={"minus": 3})
+    assert (len(columns), columns.sums) == (3, [0, -3, -6])
+    asked = len(several.requests)
+    for wrong in ({"double": 1, "other": 1}, {}, {"double": float("nan")}):
+        with pytest.raises(ValueError):
+            client.score("", numbered(1), models=NAMES, weights=wrong)
+        with pytest.raises(ValueError):
+            columns.weighted(wrong)
+    for models in ([], ["double", "double"]):
+        with pytest.raises(ValueError):
+            client.score("", numbered(1), models=models)
+    for models in ("double", [""], [3]):
+        with pytest.raises(TypeError):
+            client.score("", numbered(1), models=models)
+    assert len(several.requests) == asked
+
+
+def test_a_missing_part_raises_and_is_never_left_out(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    several.bad_items = {3: "INVALID_ARGUMENT"}
+    with pytest.raises(sc.ItemsFailedError) as caught:
+        client.score("", numbered(5), weights={"double": 1, "minus": 1})
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert [(failure.index, failure.model) for failure in error.failures] == [(3, "double"), (3, "minus")]
+    assert "item 3 by double: INVALID_ARGUMENT" in str(error) and str(error).startswith("1 of 5 items")
+    for model, sign in (("double", 2), ("minus", -1)):
+        found = [score and score.mean for score in error.columns[model]]
+        assert found == [0, sign, 2 * sign, None, 4 * sign]
+
+
+def test_a_server_that_answers_for_others_is_never_believed(connect: Any, several: Fake) -> None:
+    client = connect(several.address, timeout=2)
+
+    def swapped(response: Any) -> None:
+        for result in response.results:
+            result.outcomes.reverse()
+
+    def renamed(response: Any) -> None:
+        response.receipts[0].model = "other"
+
+    def short(response: Any) -> None:
+        del response.results[0].outcomes[1]
+
+    def infinite(response: Any) -> None:
+        response.results[0].outcomes[1].score.mean = float("inf")
+
+    def empty(response: Any) -> None:
+        response.results[0].outcomes[1].Clear()
+        response.results[0].outcomes[1].model = "minus"
+
+    for spoil in (swapped, renamed, short, infinite, empty):
+        several.spoil = spoil
+        with pytest.raises(sc.ServerFaultError):
+            client.score("", numbered(1), models=NAMES)
+
+
+def test_a_server_that_knows_no_names_is_not_taken_for_the_one_that_was_named(connect: Any, fake: Fake) -> None:
+    for models in (NAMES, ["double"]):
+        with pytest.raises(sc.ServerFaultError, match="older"):
+            connect(fake.address, timeout=2).score("", numbered(1), models=models)
+
+
+def test_what_two_revisions_judged_is_not_mixed(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    turns = iter(["r1", "r2", "r2"])
+
+    def replaced(response: Any) -> None:
+        revision = next(turns)
+        for receipt in response.receipts:
+            receipt.revision = revision
+
+    several.spoil = replaced
+    with pytest.raises(sc.ModelMismatchError, match="replaced while the call ran"):
+        client.score("", numbered(5), models=NAMES)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[str]:
+    """A server of two models of the fixtures."""
+    if "SPATIALSCORE_BINARY" not in os.environ:
+        pytest.skip("SPATIALSCORE_BINARY names no binary; `make client-test` does")
+    models = [
+        f"--model={name}={ROOT}/tests/fixtures/{case}/checkpoint" for name, case in (("a", "flat"), ("b", "mlp"))
+    ]
+    listen = ["--listen=127.0.0.1:0", "--metrics-listen=", "--log-format=json", "--device=cpu", "--threads=1"]
+    process = subprocess.Popen(
+        [os.environ["SPATIALSCORE_BINARY"], "serve", *listen, *models], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    address = ""
+    for line in process.stderr:
+        if found := re.search(r'"address":"([^"]+)"', line):
+            address = found[1]
+        if '"message":"serving"' in line:
+            break
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    yield address
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_real_server_scores_with_each_model_what_it_scores_alone(connect: Any, real: str) -> None:
+    client = connect(real)
+    files = [Path(ROOT) / "samples" / name for name in sorted(os.listdir(ROOT / "samples")) if name.endswith(".png")]
+    files = (files or sorted((ROOT / "tests/fixtures/flat/items").glob("*.png")))[:3]
+    columns = client.score("a cup to the left of a plate", files, models=["b", "a"])
+    for name in ("a", "b"):
+        alone = client.score("a cup to the left of a plate", files, models=[name])[name]
+        assert columns[name].means == pytest.approx(alone.means, rel=1e-5)
+    assert columns["a"].means != columns["b"].means
+    assert {receipt.model: receipt.dtype for receipt in columns.receipts} == {"a": "float32", "b": "float32"}
+    with pytest.raises(sc.InvalidRequestError, match="there are a, b"):
+        client.score("a", files, models=["a", "c"])
