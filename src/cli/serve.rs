@@ -104,6 +104,10 @@ pub struct Arguments {
     /// auto, float32, bfloat16 or float16 [model.dtype; default: auto].
     #[arg(long, value_name = "FORMAT")]
     dtype: Option<String>,
+    /// Compute so that a score is the same to the last bit in any batch, at a part of the rate [model.batch_invariant;
+    /// default: false].
+    #[arg(long)]
+    batch_invariant: bool,
     /// Threads of a forward on the CPU, 0 for one per core [model.threads; default: 0].
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -146,6 +150,7 @@ impl Arguments {
             ("model.reward_config", self.profile),
             ("model.device", self.device),
             ("model.dtype", self.dtype),
+            ("model.batch_invariant", self.batch_invariant.then(|| "true".to_owned())),
             ("model.threads", self.threads),
             ("log.level", self.log_level),
             ("log.format", self.log_format),

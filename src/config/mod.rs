@@ -128,6 +128,8 @@ pub struct ModelSettings {
     pub device: Devices,
     /// Its number format.
     pub dtype: Dtype,
+    /// Whether a score is the same to the last bit in any batch.
+    pub batch_invariant: bool,
     /// Threads of a forward on the CPU; `None`: one per core.
     pub threads: Option<usize>,
     /// The bytes that all models may take on one device; `None`: what is free there when they are loaded.
@@ -294,6 +296,7 @@ impl Settings {
                 profile: Some(r.text("model.reward_config")).filter(|s| !s.is_empty()),
                 device: r.parse("model.device", Devices::FORMS, Devices::Auto),
                 dtype: r.parse("model.dtype", Dtype::FORMS, Dtype::Auto),
+                batch_invariant: r.parse("model.batch_invariant", "true or false", false),
                 threads: r.threads("model.threads"),
                 max_memory: Some(r.number("model.max_memory_bytes", 0..=1 << 50)).filter(|&bytes| bytes > 0),
             },

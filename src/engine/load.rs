@@ -208,7 +208,7 @@ impl Found {
         let files = Arc::new(files);
         let make = |device| {
             let kind = model.dtype.on(device);
-            make_model(Arc::clone(&files), processor.reading(), device, kind, model.threads)
+            make_model(Arc::clone(&files), processor.reading(), device, kind, &model)
         };
         let workers = devices.into_iter().map(make).collect();
         Ok(Loaded { info, terms, processor, workers })
@@ -230,7 +230,7 @@ fn make_model(
     reading: Reading,
     device: Device,
     kind: Kind,
-    threads: Option<usize>,
+    &ModelSettings { threads, batch_invariant, .. }: &ModelSettings,
 ) -> MakeScorer<RewardModel> {
     Box::new(move || {
         if let Some(threads) = threads.or_else(device::cores).and_then(|threads| i32::try_from(threads).ok())
@@ -238,6 +238,8 @@ fn make_model(
             // OpenMP keeps the number per thread, so it is set on the thread that will compute.
             tch::set_num_threads(threads);
         }
-        Ok(RewardModel::load(&files, reading.clone(), device, kind)?)
+        let blueprint = Blueprint::open(&files, device, kind)?;
+        let blueprint = if batch_invariant { blueprint.batch_invariant() } else { blueprint };
+        Ok(RewardModel::build(blueprint, reading.clone())?)
     })
 }
