@@ -1,17 +1,22 @@
-//! Models on their devices: one worker for each device, with all the models that are placed on it.
+//! Models on their devices: one worker for each device, with all the models that are placed on it. They come and go while
+//! the server serves.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use metrics::gauge;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::models::{Model, Models};
-use super::{LoadError, Loaded, SelfTest, Terms};
-use crate::config::Settings;
+use super::models::{Model, Models, State};
+use super::self_test::Proofs;
+use super::{LoadError, Loaded, Memory, SelfTest, Terms};
+use crate::config::{ModelSettings, Settings};
 use crate::model::Scorer;
+use crate::process;
 use crate::scheduler::worker::{self, Make, Post};
 use crate::scheduler::{Queue, Tag};
 use crate::telemetry::{CONSTANT_SCORES, ModelLabels};
@@ -41,10 +46,323 @@ impl<S> IntoLoaded for Vec<Loaded<S>> {
 /// What makes the models of a device, by their ids.
 type Makers<S> = Vec<(u64, Make<S, LoadError>)>;
 
+/// Loads a model that fits its devices beside others, of these names, that take so much.
+type Load<S> =
+    dyn Fn(&Settings, &ModelSettings, &[(String, Vec<Memory>)]) -> Result<Loaded<S>, LoadError> + Send + Sync;
+/// Tells the revision of a model's files, as they are now.
+type Revision = dyn Fn(&ModelSettings) -> Result<String, LoadError> + Send + Sync;
+
+/// What loads more models while the server serves.
+pub struct Loader<S> {
+    /// How a model is loaded.
+    pub load: Box<Load<S>>,
+    /// How its files are looked at.
+    pub revision: Box<Revision>,
+}
+
+/// Models come and go: each of these returns once that is done, and leaves what was there where it fails.
+pub trait Housekeeping: Send + Sync {
+    /// One more model.
+    ///
+    /// # Errors
+    /// There is one of its name, or it cannot be served.
+    fn load(&self, wanted: &ModelSettings) -> Result<Arc<Model>, HouseError>;
+    /// Another model under a name: it is up before the old one lets go.
+    ///
+    /// # Errors
+    /// There is none of its name, or it cannot be served.
+    fn replace(&self, wanted: &ModelSettings) -> Result<Arc<Model>, HouseError>;
+    /// A model goes, once its calls are answered.
+    ///
+    /// # Errors
+    /// There is none of the name, or it is the default one.
+    fn unload(&self, name: &str) -> Result<(), HouseError>;
+    /// A model gives its memory back, once its calls are answered.
+    ///
+    /// # Errors
+    /// There is none of the name.
+    fn sleep(&self, name: &str) -> Result<(), HouseError>;
+    /// A model is loaded again.
+    ///
+    /// # Errors
+    /// There is none of the name, it cannot be loaded, or it is not what it was.
+    fn wake(&self, name: &str) -> Result<(), HouseError>;
+    /// The models.
+    fn models(&self) -> &Models;
+}
+
+/// Why models do not come or go.
+#[derive(Debug, thiserror::Error)]
+pub enum HouseError {
+    /// There is no model of the name.
+    #[error("there is no model {0:?}")]
+    NoSuch(String),
+    /// There is one already.
+    #[error("there is a model {0:?} already: replace it")]
+    Exists(String),
+    /// Those who name none would get another's scores.
+    #[error("{0:?} is the default model, which those have who name none: replace it")]
+    Default(String),
+    /// This server loads nothing more.
+    #[error("this server was started with models that cannot be loaded again")]
+    Fixed,
+    /// A checkpoint cannot be served.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A model's files are not what they were.
+    #[error("{0}")]
+    Changed(String),
+}
+
+/// Models on their devices, and what brings others.
+pub struct House<S> {
+    settings: Settings,
+    models: Arc<Models>,
+    queue: Arc<Queue>,
+    up: watch::Sender<usize>,
+    workers: Workers,
+    crews: Mutex<BTreeMap<String, Arc<worker::Models<S, LoadError>>>>,
+    /// How each model is made, by its id.
+    kept: Mutex<BTreeMap<u64, Kept<S>>>,
+    /// What a token of the first model costs, which is the unit of all.
+    first_flops: Option<f64>,
+    loader: Option<Loader<S>>,
+    /// One thing is done after the other.
+    busy: Mutex<()>,
+}
+
+/// The workers' threads, also of those that came later.
+pub(super) type Workers = Arc<Mutex<Vec<JoinHandle<()>>>>;
+
+struct Kept<S> {
+    settings: Option<ModelSettings>,
+    makers: Vec<(String, Make<S, LoadError>)>,
+}
+
+/// How often a thread looks that waits for calls to end.
+const LOOKS: Duration = Duration::from_millis(2);
+/// How long a worker may take for a batch before its model is taken as gone.
+const BATCH: Duration = Duration::from_secs(60);
+
+/// Waits until something holds, at most so long; whether it does.
+fn holds_within(limit: Duration, holds: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    while !holds() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(LOOKS);
+    }
+    true
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: Scorer + Send + 'static> House<S> {
+    /// The worker of a device, which is started where there is none.
+    fn crew(&self, device: &str) -> Result<Arc<worker::Models<S, LoadError>>, LoadError> {
+        let mut crews = lock(&self.crews);
+        if let Some(crew) = crews.get(device) {
+            return Ok(Arc::clone(crew));
+        }
+        let crew = worker::Models::new(&self.queue, []);
+        let post = Post {
+            device: device.to_owned(),
+            queue: Arc::clone(&self.queue),
+            budget: self.settings.batch,
+            up: self.up.clone(),
+        };
+        lock(&self.workers).push(worker::spawn(post, Arc::clone(&crew), |_| ())?);
+        crews.insert(device.to_owned(), Arc::clone(&crew));
+        Ok(crew)
+    }
+
+    /// Makes a model on this thread and gives it to the workers of its devices, which serve others meanwhile.
+    fn install(&self, id: u64, makers: &[(String, Make<S, LoadError>)]) -> Result<(), LoadError> {
+        let install = || {
+            for (device, make) in makers {
+                let made = catch_unwind(AssertUnwindSafe(|| make()));
+                let made = made.unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))?;
+                let crew = self.crew(device)?;
+                crew.give(id, made, Arc::clone(make));
+                let limit = self.settings.server.recovery_timeout;
+                if !holds_within(limit, || crew.has().borrow().contains(&id)) {
+                    return Err(LoadError::Lost(limit));
+                }
+            }
+            Ok(())
+        };
+        let installed = install();
+        if installed.is_err() {
+            self.let_go(id);
+        }
+        installed
+    }
+
+    /// Has all workers let go of a model, and gives its memory back.
+    fn let_go(&self, id: u64) {
+        let crews: Vec<_> = lock(&self.crews).values().cloned().collect();
+        for crew in &crews {
+            crew.take(id);
+        }
+        let gone = || crews.iter().all(|crew| !crew.has().borrow().contains(&id));
+        if !holds_within(BATCH, gone) {
+            tracing::error!("a worker still has a model that it should have let go");
+        }
+        process::trim();
+    }
+
+    /// Waits until no call has a model any more that takes no new ones; `held` is how often we hold it ourselves. What is
+    /// then left of it is refused.
+    fn empty(&self, model: &Arc<Model>, held: usize) {
+        let limit = self.settings.server.drain_timeout;
+        if !holds_within(limit, || Arc::strong_count(model) <= held) {
+            tracing::warn!(model = model.info.name, ?limit, "calls still have a model that goes");
+        }
+        self.queue.retire(model.tag.id);
+    }
+
+    /// Loads a model, and has its devices' workers take it.
+    fn bring(&self, wanted: &ModelSettings) -> Result<Arc<Model>, HouseError> {
+        let loader = self.loader.as_ref().ok_or(HouseError::Fixed)?;
+        let there: Vec<(String, Vec<Memory>)> = self
+            .models
+            .all()
+            .into_iter()
+            .filter(|(_, state)| *state == State::Serving)
+            .map(|(model, _)| (model.info.name.clone(), model.terms.memory.clone()))
+            .collect();
+        let loaded = (loader.load)(&self.settings, wanted, &there)?;
+        let mut candidate = Candidate::new(loaded)?;
+        let (id, makers) = (candidate.tag.id, candidate.makers());
+        self.install(id, &makers)?;
+        lock(&self.kept).insert(id, Kept { settings: Some(wanted.clone()), makers });
+        Ok(Arc::new(candidate.into_model(self.first_flops)))
+    }
+
+    fn find(&self, name: &str) -> Result<(Arc<Model>, State), HouseError> {
+        let there = |error| if name.is_empty() { Err(error) } else { Ok(()) };
+        there(HouseError::NoSuch(name.to_owned()))?;
+        self.models.one(name).map_err(|_| HouseError::NoSuch(name.to_owned()))
+    }
+
+    /// A model that is nobody's any more goes.
+    fn dismiss(&self, model: &Arc<Model>) {
+        self.empty(model, 1);
+        self.let_go(model.tag.id);
+        lock(&self.kept).remove(&model.tag.id);
+    }
+}
+
+impl<S: Scorer + Send + 'static> Housekeeping for House<S> {
+    fn load(&self, wanted: &ModelSettings) -> Result<Arc<Model>, HouseError> {
+        let _alone = lock(&self.busy);
+        let name = wanted.name.as_deref().unwrap_or_default();
+        if self.find(name).is_ok() {
+            return Err(HouseError::Exists(name.to_owned()));
+        }
+        let model = self.bring(wanted)?;
+        tracing::info!(model = name, revision = model.info.revision, "a model was loaded");
+        self.models.put(Arc::clone(&model));
+        Ok(model)
+    }
+
+    fn replace(&self, wanted: &ModelSettings) -> Result<Arc<Model>, HouseError> {
+        let _alone = lock(&self.busy);
+        let name = wanted.name.as_deref().unwrap_or_default();
+        let (old, _) = self.find(name)?;
+        let model = self.bring(wanted)?;
+        tracing::info!(
+            model = name,
+            revision = model.info.revision,
+            was = old.info.revision,
+            "a model was replaced"
+        );
+        self.models.put(Arc::clone(&model));
+        self.dismiss(&old);
+        Ok(model)
+    }
+
+    fn unload(&self, name: &str) -> Result<(), HouseError> {
+        let _alone = lock(&self.busy);
+        let (model, _) = self.find(name)?;
+        if self.models.one("").is_ok_and(|(default, _)| Arc::ptr_eq(&default, &model)) {
+            return Err(HouseError::Default(name.to_owned()));
+        }
+        self.models.remove(name);
+        self.dismiss(&model);
+        tracing::info!(model = name, "a model was unloaded");
+        Ok(())
+    }
+
+    fn sleep(&self, name: &str) -> Result<(), HouseError> {
+        let _alone = lock(&self.busy);
+        let (model, state) = self.find(name)?;
+        if state == State::Asleep {
+            return Ok(());
+        }
+        self.models.set(name, State::Asleep);
+        self.empty(&model, 2);
+        self.let_go(model.tag.id);
+        tracing::info!(model = name, "a model sleeps");
+        Ok(())
+    }
+
+    fn wake(&self, name: &str) -> Result<(), HouseError> {
+        let _alone = lock(&self.busy);
+        let (model, state) = self.find(name)?;
+        if state == State::Serving {
+            return Ok(());
+        }
+        self.models.set(name, State::Waking);
+        let woken = self.wake_as_it_was(&model);
+        let state = match &woken {
+            Ok(()) => State::Serving,
+            Err(HouseError::Changed(_) | HouseError::Load(LoadError::Changed(_))) => State::Failed,
+            Err(_) => State::Asleep,
+        };
+        self.models.set(name, state);
+        match &woken {
+            Ok(()) => tracing::info!(model = name, "a model is awake"),
+            Err(error) => tracing::error!(model = name, %error, "a model could not be woken"),
+        }
+        woken
+    }
+
+    fn models(&self) -> &Models {
+        &self.models
+    }
+}
+
+impl<S: Scorer + Send + 'static> House<S> {
+    /// Loads a sleeping model again: the same files, and the same scores of its self-test.
+    fn wake_as_it_was(&self, model: &Arc<Model>) -> Result<(), HouseError> {
+        let id = model.tag.id;
+        let (settings, makers) = {
+            let kept = lock(&self.kept);
+            let kept = kept.get(&id).ok_or_else(|| HouseError::NoSuch(model.info.name.clone()))?;
+            (kept.settings.clone(), kept.makers.clone())
+        };
+        if let (Some(settings), Some(loader)) = (&settings, &self.loader) {
+            let (now, was) = ((loader.revision)(settings)?, &model.info.revision);
+            if now != *was {
+                let name = &model.info.name;
+                return Err(HouseError::Changed(format!("the files of {name:?} are {now}, and were {was}")));
+            }
+        }
+        self.queue.admit_model(id);
+        self.install(id, &makers)?;
+        Ok(())
+    }
+}
+
 /// Models that are up, and the workers that have them.
-pub(super) struct Moved {
-    pub models: Models,
-    pub workers: Vec<JoinHandle<()>>,
+pub(super) struct Moved<S> {
+    pub house: House<S>,
+    pub models: Arc<Models>,
+    pub workers: Workers,
     /// How many workers are up.
     pub up: watch::Receiver<usize>,
 }
@@ -56,6 +374,8 @@ struct Candidate<S> {
     tag: Arc<Tag>,
     /// What the self-test found.
     remark: Arc<OnceLock<String>>,
+    /// What it scored on each device.
+    proofs: Arc<Proofs>,
 }
 
 impl<S: Scorer + Send + 'static> Candidate<S> {
@@ -65,7 +385,7 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
         let (name, id) = (loaded.info.name.as_str(), NEXT.fetch_add(1, Ordering::Relaxed));
         let labels = if loaded.terms.named { ModelLabels::named(name) } else { ModelLabels::default() };
         let tag = Arc::new(Tag { id, name: name.into(), labels });
-        Ok(Self { loaded, test, tag, remark: Arc::default() })
+        Ok(Self { loaded, test, tag, remark: Arc::default(), proofs: Arc::default() })
     }
 
     /// What makes it, tested, for each of its devices.
@@ -73,12 +393,14 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
         let makers = std::mem::take(&mut self.loaded.workers).into_iter().zip(&self.loaded.info.devices);
         let maker = |(make, device): (super::MakeScorer<S>, &String)| {
             let (test, remark, tag) = (self.test.clone(), Arc::clone(&self.remark), Arc::clone(&self.tag));
+            let (proofs, place) = (Arc::clone(&self.proofs), device.clone());
             let make: Make<S, LoadError> = Arc::new(move || {
                 let mut scorer = make()?;
                 if let Some(found) = test.run(&mut scorer)? {
                     tracing::error!(model = &*tag.name, found, "the self-test at load");
                     remark.get_or_init(|| found);
                 }
+                proofs.hold(&place, test.scores(&mut scorer)?)?;
                 Ok(scorer)
             });
             (device.clone(), make)
@@ -103,7 +425,6 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
         for part in [&info.revision, profile_digest, &info.dtype, &info.devices.join(",")] {
             seed.update(part.as_bytes()).update(&[0]);
         }
-        let (alive, _) = mpsc::channel(1);
         let mut model = Model {
             components: info.components.iter().cloned().collect(),
             tag: self.tag,
@@ -113,7 +434,6 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
             terms,
             weight,
             seed,
-            _alive: alive,
         };
         model.least_cost = model.cost(self.test.cheapest.tokens());
         model
@@ -128,28 +448,36 @@ pub(super) fn move_in<S: Scorer + Send + 'static>(
     settings: &Settings,
     loaded: Vec<Loaded<S>>,
     queue: &Arc<Queue>,
-) -> Result<Moved, LoadError> {
+    loader: Option<Loader<S>>,
+) -> Result<Moved<S>, LoadError> {
     super::models::distinct(loaded.iter().map(|loaded| loaded.info.name.as_str()))?;
     let first_flops = loaded.first().and_then(|loaded| loaded.terms.token_flops);
     let mut candidates = loaded.into_iter().map(Candidate::new).collect::<Result<Vec<_>, _>>()?;
-    let mut crews: BTreeMap<String, Makers<S>> = BTreeMap::new();
-    for candidate in &mut candidates {
-        for (device, make) in candidate.makers() {
-            crews.entry(device).or_default().push((candidate.tag.id, make));
+    let mut kept = BTreeMap::new();
+    let mut of_device: BTreeMap<String, Makers<S>> = BTreeMap::new();
+    for (index, candidate) in candidates.iter_mut().enumerate() {
+        let (id, makers) = (candidate.tag.id, candidate.makers());
+        for (device, make) in &makers {
+            of_device.entry(device.clone()).or_default().push((id, Arc::clone(make)));
         }
+        // A test's own models have no settings.
+        let settings = loader.as_ref().and_then(|_| settings.models.get(index)).cloned();
+        kept.insert(id, Kept { settings, makers });
     }
-    let (up_sender, up) = watch::channel(0);
+    let (up, up_now) = watch::channel(0);
     let (report, reports) = std::sync::mpsc::channel();
-    let (mut workers, count) = (Vec::new(), crews.len());
-    for (device, makers) in crews {
+    let (mut workers, mut crews, count) = (Vec::new(), BTreeMap::new(), of_device.len());
+    for (device, makers) in of_device {
         let report = report.clone();
         // The receiver is gone only if another worker has failed already.
         let started = move |result| drop(report.send(result));
-        let post = Post { device, queue: Arc::clone(queue), budget: settings.batch, up: up_sender.clone() };
-        let models = worker::Models::new(queue, makers);
-        workers.push(worker::spawn(post, models, started)?);
+        let post =
+            Post { device: device.clone(), queue: Arc::clone(queue), budget: settings.batch, up: up.clone() };
+        let crew = worker::Models::new(queue, makers);
+        workers.push(worker::spawn(post, Arc::clone(&crew), started)?);
+        crews.insert(device, crew);
     }
-    drop((report, up_sender));
+    drop(report);
     // A worker that ended without a report has dropped its sender, so this ends in any case.
     let came_up: Result<Vec<()>, LoadError> = reports.iter().take(count).collect();
     if let Err(error) = came_up.and_then(|came_up| {
@@ -159,5 +487,19 @@ pub(super) fn move_in<S: Scorer + Send + 'static>(
         return Err(error);
     }
     let models = candidates.into_iter().map(|candidate| Arc::new(candidate.into_model(first_flops)));
-    Ok(Moved { models: Models::new(models.collect()), workers, up })
+    let models = Arc::new(Models::new(models.collect()));
+    let workers = Arc::new(Mutex::new(workers));
+    let house = House {
+        settings: settings.clone(),
+        models: Arc::clone(&models),
+        queue: Arc::clone(queue),
+        up,
+        workers: Arc::clone(&workers),
+        crews: Mutex::new(crews),
+        kept: Mutex::new(kept),
+        first_flops,
+        loader,
+        busy: Mutex::new(()),
+    };
+    Ok(Moved { house, models, workers, up: up_now })
 }

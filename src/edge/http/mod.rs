@@ -111,8 +111,8 @@ struct Served {
 
 impl Served {
     fn of(engine: &Engine, path: Option<&ModelOfPath>) -> Result<Self, ScoreError> {
-        let own = engine.models().one(path.map_or("", |ModelOfPath(name)| name))?;
-        Ok(Self { all: engine.models().all(), own })
+        let (own, _) = engine.models().one(path.map_or("", |ModelOfPath(name)| name))?;
+        Ok(Self { all: engine.models().all().into_iter().map(|(model, _)| model).collect(), own })
     }
 }
 

@@ -246,8 +246,22 @@ pub(super) fn rpc(path: &str) -> &'static str {
     if let Some(known) = http_path::ALL.into_iter().find(|known| *known == path) {
         return known;
     }
-    const METHODS: [&str; 8] =
-        ["Score", "ScoreStream", "GetModel", "ListModels", "Check", "List", "Watch", "ServerReflectionInfo"];
+    const METHODS: [&str; 14] = [
+        "Score",
+        "ScoreStream",
+        "GetModel",
+        "ListModels",
+        "Check",
+        "List",
+        "Watch",
+        "ServerReflectionInfo",
+        "LoadModel",
+        "ReplaceModel",
+        "UnloadModel",
+        "SleepModel",
+        "WakeModel",
+        "DescribeModels",
+    ];
     let method = path.rsplit('/').next().unwrap_or_default();
     METHODS.into_iter().find(|known| *known == method).unwrap_or("unknown")
 }
