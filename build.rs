@@ -9,6 +9,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // Served by reflection.
     fs::write(out.join("descriptors.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
+    // What callers of the public port are not shown.
+    let descriptors = protox::compile(
+        ["spatialscore/v1/admin.proto", "spatialscore/v1/spatialscore.proto", "grpc/health/v1/health.proto"],
+        ["proto"],
+    )?;
+    fs::write(out.join("all_descriptors.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
         // Pictures stay in the buffer in which they came.
         .bytes(".spatialscore.v1")

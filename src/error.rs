@@ -70,6 +70,14 @@ pub enum ScoreError {
     /// The server cannot score now; another may.
     #[error("{0}")]
     Unavailable(&'static str),
+    /// A model takes no calls now.
+    #[error("the model {model:?} {why}")]
+    NotServing {
+        /// The model.
+        model: String,
+        /// Why.
+        why: &'static str,
+    },
     /// A fault of the server's own.
     #[error("{0}")]
     Internal(String),

@@ -8,7 +8,7 @@
 //! 1. [`server`]: the life of a server: listen, load, serve, drain, stop.
 //! 2. [`edge`]: connections, the layers that every call passes, the handlers of gRPC and HTTP, who may call. Checks limits
 //!    and deadlines, refuses early.
-//! 3. [`engine`]: what stands behind the edge: processor, queue and workers of a model that is up.
+//! 3. [`engine`]: what stands behind the edge: the models that are up, their processors, the one queue, the workers.
 //! 4. [`processor`]: bytes to pixels to patches, prompt to token ids, on a CPU pool. The twin of the
 //!    Hugging Face processor. Its product is a [`model::Sample`].
 //! 5. [`scheduler`]: the queue, bounded in tokens and items, the plan of a batch, and one OS thread per device that takes

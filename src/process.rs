@@ -60,12 +60,14 @@ pub fn give_memory_back() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives free memory back to the system now.
 #[allow(unsafe_code)]
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn trim() {
+pub fn trim() {
     // SAFETY: it may be called from any thread at any time, and touches nothing that is in use.
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Gives free memory back to the system now, where that can be asked.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn trim() {}
+pub fn trim() {}

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +21,16 @@ use tower::ServiceBuilder;
 
 use crate::config::Settings;
 use crate::edge::auth::{self, FileFault, Followed, Tokens};
-use crate::edge::grpc::{Handlers, Health, Stage, grpc_only};
+use crate::edge::grpc::{Admin, Handlers, Health, Stage, grpc_only};
 use crate::edge::layers::admission::Gate;
 use crate::edge::layers::call::CallLayer;
 use crate::edge::layers::crowd::CrowdLayer;
+use crate::edge::proto::admin_service_server::AdminServiceServer;
 use crate::edge::proto::health::health_server::HealthServer;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::edge::transport::{self, Protocol, Wire};
 use crate::edge::{http, proto};
-use crate::engine::{self, Engine, IntoLoaded, Lifeline, LoadError, ModelInfo};
+use crate::engine::{self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models};
 use crate::model::Scorer;
 use crate::telemetry;
 
@@ -37,6 +39,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The most bytes of a message that asks for health or a description: each names a service or a symbol.
 const MOST_OF_A_NAME: usize = 4 << 10;
+/// The most bytes of a message that describes a model.
+const MOST_OF_A_MODEL: usize = 64 << 10;
 
 /// The sockets of a server, already bound.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub struct Listeners {
     pub http: Option<TcpListener>,
     /// For Prometheus.
     pub metrics: Option<TcpListener>,
+    /// For those who have models come and go.
+    pub admin: Option<TcpListener>,
 }
 
 /// Why a server ended otherwise than by being told to.
@@ -97,6 +103,7 @@ impl Listeners {
             grpc: bind("server.listen", settings.server.listen).await?,
             http: bind_if("http.listen", settings.http_listen).await?,
             metrics: bind_if("metrics.listen", settings.metrics_listen).await?,
+            admin: bind_if("admin.listen", settings.admin.listen).await?,
         })
     }
 }
@@ -118,10 +125,19 @@ pub async fn run(
             _ => std::future::pending().await,
         }
     };
+    let ports = Ports { grpc: listeners.grpc, http: listeners.http, admin: listeners.admin };
     tokio::select! {
-        ended = serve(settings, listeners.grpc, listeners.http, engine::load_all, shutdown) => ended,
+        ended = serve_on(settings, ports, engine::load_all, Some(engine::loader()), shutdown) => ended,
         () = scrapes => Ok(()),
     }
+}
+
+/// The sockets that calls come by.
+#[derive(Debug)]
+struct Ports {
+    grpc: TcpListener,
+    http: Option<TcpListener>,
+    admin: Option<TcpListener>,
 }
 
 /// Serves whatever `load` gives. It runs on a thread of its own while the server listens already.
@@ -136,16 +152,33 @@ pub async fn serve<L>(
     shutdown: impl Future<Output = impl Future<Output = ()>>,
 ) -> Result<(), ServerError>
 where
-    L: IntoLoaded<Scorer: Scorer + Send + 'static>,
+    L: IntoLoaded<Scorer: Scorer + Send + 'static> + 'static,
+{
+    serve_on(settings, Ports { grpc, http, admin: None }, load, None, shutdown).await
+}
+
+/// As [`serve`], on all ports, with what loads more models.
+async fn serve_on<L>(
+    settings: Settings,
+    ports: Ports,
+    load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
+    loader: Option<Loader<L::Scorer>>,
+    shutdown: impl Future<Output = impl Future<Output = ()>>,
+) -> Result<(), ServerError>
+where
+    L: IntoLoaded<Scorer: Scorer + Send + 'static> + 'static,
 {
     let (stage, watched) = watch::channel(Stage::Loading);
-    let (serving, transport) = open(&settings, grpc, http, Handlers::new(watched))?;
+    let (manager_sender, manager) = watch::channel(None);
+    let admin = Admin::new(manager, settings.model.clone(), settings.limits.clone());
+    let (serving, transport) = open(&settings, ports, Handlers::new(watched), admin)?;
     let mut shutdown = pin!(shutdown);
 
-    let server = settings.server.clone();
-    let loading =
-        on_thread("loader", move || load(&settings).and_then(|loaded| Engine::start(&settings, loaded)))?;
-    let (engine, mut lifeline) = tokio::select! {
+    let (server, wakes) = (settings.server.clone(), settings.admin.wake_on_call);
+    let loading = on_thread("loader", move || {
+        load(&settings).and_then(|loaded| Engine::start_managed(&settings, loaded, loader))
+    })?;
+    let (engine, mut lifeline, manager) = tokio::select! {
         started = loading => started.unwrap_or_else(|_| Err(LoadError::Probe("the loader panicked".into())))?,
         _ = &mut shutdown => {
             tracing::info!("told to stop while the model was loading");
@@ -153,16 +186,26 @@ where
         }
     };
 
-    let models: Vec<ModelInfo> = engine.models().all().iter().map(|model| model.info.clone()).collect();
-    models.iter().for_each(publish);
+    if wakes {
+        let manager = Arc::downgrade(&manager);
+        engine.models().wake_by_calls(Box::new(move |name| {
+            let (manager, name) = (manager.clone(), name.to_owned());
+            // What came of it is in the log, and in the model's state, for which the call waits.
+            let wake = move || manager.upgrade().map(|manager| manager.wake(&name));
+            drop(tokio::task::spawn_blocking(wake));
+        }));
+    }
+    manager_sender.send_replace(Some(manager.clone() as Arc<dyn ModelControl>));
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
     let stop = tokio::select! {
-        lost = follow_workers(up, &serving, &models, server.recovery_timeout) => Err(lost),
+        lost = follow_workers(up, &serving, manager.models(), server.recovery_timeout) => Err(lost),
         at_once = &mut shutdown => Ok(at_once),
     };
 
     serving.announce(false);
+    manager_sender.send_replace(None);
+    drop(manager);
     let at_once = match stop {
         Ok(at_once) => {
             async {
@@ -204,28 +247,37 @@ where
     if in_order { Ok(()) } else { Err(ServerError::AtOnce) }
 }
 
-/// Keeps health true while the workers come and go. Ends where there has been none for `limit`.
+/// Keeps health true while the workers and the models come and go. Ends where there has been no worker for `limit`.
 async fn follow_workers(
     mut up: watch::Receiver<usize>,
     serving: &Serving,
-    models: &[ModelInfo],
+    models: &Models,
     limit: Duration,
 ) -> LoadError {
     let mut served = false;
+    let mut changes = models.changes();
     loop {
         let count = *up.borrow_and_update();
+        changes.mark_unchanged();
         gauge!(telemetry::WORKERS).set(count as f64);
-        serving.announce(count > 0);
+        serving.announce(count > 0 && models.are_sound());
         if count > 0 && !std::mem::replace(&mut served, true) {
             // Last, since whoever waits for this line calls at once.
-            match models {
+            let models: Vec<_> = models.all().into_iter().map(|(model, _)| model.info.clone()).collect();
+            match models.as_slice() {
                 [model] => tracing::info!(?model, "serving"),
                 several => tracing::info!(model = ?several, "serving"),
             }
         }
         let patience = if count > 0 { Duration::MAX } else { limit };
         // The sender goes with the last worker, which no queue that is open lets go.
-        if !timeout(patience, up.changed()).await.is_ok_and(|changed| changed.is_ok()) {
+        let change = async {
+            tokio::select! {
+                changed = up.changed() => changed,
+                changed = changes.changed(), if count > 0 => changed,
+            }
+        };
+        if !timeout(patience, change).await.is_ok_and(|changed| changed.is_ok()) {
             return LoadError::Lost(limit);
         }
     }
@@ -265,14 +317,15 @@ impl Transport {
 /// Starts to listen, with every service, and with a health that says `NOT_SERVING`.
 fn open(
     settings: &Settings,
-    grpc: TcpListener,
-    http: Option<TcpListener>,
+    Ports { grpc, http, admin }: Ports,
     handlers: Handlers,
+    admin_handlers: Admin,
 ) -> Result<(Serving, Transport), ServerError> {
     let (serving, is_serving) = watch::channel(false);
     let health = Health::new(is_serving.clone());
     let limits = &settings.limits;
-    let gate = Gate::new(tokens(settings)?, limits);
+    warn_of_plain_tokens(settings);
+    let gate = Gate::new(tokens("tokens", settings.tokens_file.as_ref())?, limits);
     let calls = ServiceBuilder::new().layer(CrowdLayer::new(&gate)).layer(CallLayer).layer(gate);
     let wire = Wire::new(certificates(settings)?, settings);
     let (close, closed) = watch::channel(false);
@@ -283,6 +336,13 @@ fn open(
         let service =
             http::translate(calls.clone().service(routes), handlers.clone(), settings.http_patience);
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
+    }
+    if let Some(listener) = admin {
+        let gate = Gate::new(tokens("admin tokens", settings.admin.tokens_file.as_ref())?, limits);
+        let calls = ServiceBuilder::new().layer(CrowdLayer::new(&gate)).layer(CallLayer).layer(gate);
+        let service = AdminServiceServer::new(admin_handlers).max_decoding_message_size(MOST_OF_A_MODEL);
+        let service = grpc_only(calls.service(Routes::new(service).prepare()));
+        ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http2, listener, service, closed.clone()));
     }
     let health = HealthServer::new(health).max_decoding_message_size(MOST_OF_A_NAME);
     let routes = grpc_routes(Routes::new(health), handlers, limits.max_message_bytes)?;
@@ -311,20 +371,28 @@ fn grpc_routes(routes: Routes, handlers: Handlers, most: usize) -> Result<Routes
         .prepare())
 }
 
-/// The tokens of the settings' file, read again whenever it changes.
-fn tokens(settings: &Settings) -> Result<Option<Followed<Tokens>>, FileFault> {
-    let Some(path) = settings.tokens_file.clone() else { return Ok(None) };
+/// Says that tokens may be read by others on their way.
+fn warn_of_plain_tokens(settings: &Settings) {
     let public = |address: &SocketAddr| !address.ip().is_loopback();
-    if settings.tls.is_none()
-        && [Some(settings.server.listen), settings.http_listen].iter().flatten().any(public)
-    {
+    let calls = settings
+        .tokens_file
+        .as_ref()
+        .map_or([None; 2], |_| [Some(settings.server.listen), settings.http_listen]);
+    let admin = settings.admin.tokens_file.as_ref().and(settings.admin.listen);
+    if settings.tls.is_none() && calls.into_iter().chain([admin]).flatten().any(|address| public(&address)) {
         tracing::warn!("tokens cross the network in plain text: set tls.certificate, or let a proxy do TLS");
     }
+}
+
+/// The tokens of a file, read again whenever it changes.
+fn tokens(what: &'static str, path: Option<&PathBuf>) -> Result<Option<Followed<Tokens>>, FileFault> {
+    let Some(path) = path.cloned() else { return Ok(None) };
+    let files = vec![path.clone()];
     let parse = move |contents: &[Vec<u8>]| {
         Tokens::parse(&path, contents.first().map(Vec::as_slice).unwrap_or_default())
     };
-    let followed = auth::follow("tokens", settings.tokens_file.iter().cloned().collect(), parse)?;
-    tracing::info!(count = followed.borrow().count(), "callers must show a token");
+    let followed = auth::follow(what, files, parse)?;
+    tracing::info!(count = followed.borrow().count(), what, "callers must show a token");
     Ok(Some(followed))
 }
 
@@ -335,18 +403,6 @@ fn certificates(settings: &Settings) -> Result<Option<Followed<ServerConfig>>, F
     tracing::info!(clients = tls.client_ca.is_some(), "connections use TLS");
     let parse = move |contents: &[Vec<u8>]| auth::server_config(&tls, contents);
     auth::follow("certificates", files, parse).map(Some)
-}
-
-/// Shows what is served among the metrics.
-fn publish(info: &ModelInfo) {
-    gauge!(
-        telemetry::MODEL_INFO,
-        "name" => info.name.clone(),
-        "revision" => info.revision.clone(),
-        "dtype" => info.dtype.clone(),
-        "devices" => info.devices.join(","),
-    )
-    .set(1.0);
 }
 
 /// What health checkers are told, over gRPC and over HTTP.

@@ -8,10 +8,14 @@ mod golden;
 use common::process::{Server, get, run};
 use common::{TestServer, encoded, growth, item, outcomes, request, soon, until};
 use golden::Case;
+use serde_json::json;
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::model_outcome::Outcome as Of;
 use spatialscore::edge::proto::score_result::Outcome;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
+use spatialscore::model::checkpoint::CheckpointFiles;
+use spatialscore::model::profile::RewardConfig;
+use spatialscore::processor::{Decoded, Picture, Processor, ProcessorLimits};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -370,4 +374,150 @@ async fn one_model_without_a_name_is_measured_as_ever() {
     server.client().await.score(request([7])).await.unwrap();
     assert_eq!(grown("spatialscore_items_total{outcome=\"OK\"}"), 1.0);
     assert_eq!(grown("spatialscore_score_mean_count"), 1.0);
+}
+
+/// Sends JSON over HTTP; the status and the JSON of the answer.
+async fn post(
+    address: std::net::SocketAddr,
+    path: &'static str,
+    body: serde_json::Value,
+) -> (u16, serde_json::Value) {
+    let address = address.to_string();
+    let sent =
+        move || common::process::say(&address, &format!("POST {path} HTTP/1.1"), body.to_string().as_bytes());
+    let answer = soon(tokio::task::spawn_blocking(sent)).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split_whitespace().nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}")))
+}
+
+fn sample(shade: u8, rewards: &[&str]) -> serde_json::Value {
+    let file = base64(&common::png(shade));
+    json!({"history": [{"text": common::PROMPT, "image_b64": file}], "required_rewards": rewards})
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trainers_over_http_ask_for_models_by_reward_and_by_path() {
+    let server = TestServer::of_models(&["a", "b"], &[]).await;
+    let [a, b] = [0, 1].map(|n| server.devices[n].clone());
+    let requests = json!({"requests": [
+        sample(11, &["b", "a"]),
+        sample(12, &["a"]),
+        sample(13, &["b_stddev", "spatialscore", "b"]),
+    ], "protocol_version": "1"});
+    let (status, answer) = post(server.http, "/score", requests).await;
+    assert_eq!(status, 200, "{answer}");
+    let one = |name: &str, value: f64| json!({name: value});
+    assert_eq!(
+        answer["results"],
+        json!([
+            {"a": one("a", 11.0), "b": one("b", 11.0)},
+            {"a": one("a", 12.0)},
+            {"b": one("b", 13.0), "b_stddev": one("b_stddev", 0.5), "spatialscore": one("spatialscore", 13.0)},
+        ])
+    );
+    assert_eq!(answer["errors"], json!([{}, {}, {}]));
+    let versions: Vec<_> = answer["identities"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["scorer_version"].as_str().unwrap())
+        .collect();
+    assert_eq!(versions, ["none+none", "none", "none+none"]);
+    // Who was not asked has not worked.
+    assert!(!b.seen().contains(&12) && a.seen().contains(&12) && b.seen().contains(&11));
+
+    let (status, answer) = post(server.http, "/score", json!({"requests": [sample(1, &["a", "c"])]})).await;
+    assert_eq!(status, 400);
+    let said = answer.to_string();
+    assert!(said.contains("unknown reward \\\"c\\\"; there are a, a_stddev, b, b_stddev"), "{said}");
+
+    let compute = |shade: u8| json!({"prompt": [common::PROMPT], "image": [base64(&common::png(shade))]});
+    for (path, shade, on_a, on_b) in [
+        ("/models/b/compute", 21, false, true),
+        ("/models/a/compute", 22, true, false),
+        ("/compute", 23, true, false),
+        ("/evaluation/models/b/compute", 24, false, true),
+    ] {
+        assert_eq!(
+            post(server.http, path, compute(shade)).await,
+            (200, json!({"rewards": [f64::from(shade)]}))
+        );
+        assert_eq!((a.seen().contains(&shade), b.seen().contains(&shade)), (on_a, on_b), "{path}");
+    }
+    // Flow-Factory's client reads a reason of a 200 alone.
+    let (status, answer) = post(server.http, "/models/c/compute", compute(9)).await;
+    assert_eq!(status, 200);
+    assert!(
+        answer["error"].as_str().unwrap().contains("there is no model \"c\"; there are a, b"),
+        "{answer}"
+    );
+    let address = server.http.to_string();
+    let page = tokio::task::spawn_blocking(move || get(&address, "/rewards")).await.unwrap();
+    assert!(page.ends_with(r#"{"rewards":["a","a_stddev","b","b_stddev"]}"#), "{page}");
+}
+
+#[test]
+fn the_command_line_asks_models_by_name() {
+    let server = Server::of_models(&["a=flat", "b=mlp"], &[]);
+    let cases = ["flat", "mlp"].map(Case::open);
+    let picture = cases[1].directory.join(&cases[1].items[0].image);
+    let prompt = cases[1].items[0].prompt.clone();
+    let score = |more: &[&str]| {
+        let all =
+            [&["score", "--server", &server.address, "--prompt", &prompt, picture.to_str().unwrap()], more];
+        run(&all.concat())
+    };
+    let (code, out, said) = score(&["--model", "b", "--model", "a", "--format", "json"]);
+    assert_eq!(code, 0, "{said}");
+    let rows: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!([&rows[0]["model"], &rows[1]["model"]], ["b", "a"]);
+    let mean = rows[0]["mean"].as_f64().unwrap();
+    near(&proto::Score { mean: mean as f32, ..Default::default() }, &cases[1], 0);
+    let (_, out, _) = score(&["--model", "b", "--model", "a", "--format", "csv"]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "id,image,prompt,model,mean,stddev,error"));
+    assert!(lines[1].contains(",b,") && lines[2].contains(",a,"), "{out}");
+    let (_, out, _) = score(&["--model", "b", "--format", "csv"]);
+    assert!(out.starts_with("id,image,prompt,mean,stddev,error\n") && out.lines().count() == 2, "{out}");
+    let (_, out, _) = score(&["--model", "b", "--model", "a"]);
+    assert!(out.contains("IMAGE  MODEL") && out.lines().any(|line| line.ends_with("  a")), "{out}");
+    let (code, _, said) = score(&["--model", "c"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("there is no model \"c\"; there are a, b"), "{said}");
+}
+
+#[test]
+fn pictures_are_decoded_once_for_all_models() {
+    let open = |case: &str| {
+        let files = CheckpointFiles::open(&Case::open(case).checkpoint(), None, None).unwrap();
+        let reward: RewardConfig = files.require_json("reward_config.json").unwrap();
+        Processor::load(&files, &reward, ProcessorLimits::NONE).unwrap()
+    };
+    let (one, other) = (open("flat"), open("qwen3"));
+    let draft = |processor: &Processor, shade: u8| {
+        processor.admit("a", Picture::Encoded(common::png(shade).into())).unwrap()
+    };
+    let alone = |processor: &Processor, shade| processor.prepare(draft(processor, shade)).unwrap();
+    let mut decoded = Decoded::default();
+    assert_eq!(one.prepare_with(draft(&one, 50), Some(&mut decoded)).unwrap().pictures[0].pixels[0], 50);
+    // Another picture of this size would be taken for the first: nothing is decoded again.
+    let second = other.prepare_with(draft(&other, 60), Some(&mut decoded)).unwrap();
+    assert_eq!(second.pictures[0].pixels[0], 50);
+    // Each model has it in its own size.
+    assert_eq!(second.pictures[0].rows, alone(&other, 50).pictures[0].rows);
+    // What is broken is broken for each.
+    let broken = |processor: &Processor| {
+        let mut file = common::png(1);
+        file.truncate(file.len() - 30);
+        processor.admit("a", Picture::Encoded(file.into())).unwrap()
+    };
+    let mut decoded = Decoded::default();
+    let said = [&one, &other].map(|p| p.prepare_with(broken(p), Some(&mut decoded)).unwrap_err().to_string());
+    assert!(said[0].starts_with("image.encoded: ") && said[0] == said[1], "{said:?}");
 }

@@ -14,6 +14,7 @@ use tonic::{Code, Request, Status};
 
 use crate::edge::auth::{self, Secret};
 use crate::edge::proto;
+use crate::edge::proto::admin_service_client::AdminServiceClient;
 use crate::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
 
 /// The port of a server that names none.
@@ -88,10 +89,44 @@ pub(super) struct Servers {
     wait: u64,
 }
 
+/// A client of the service that has models come and go.
+pub(super) type AdminClient = AdminServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// A server where models come and go.
+pub(super) struct AdminServer {
+    endpoint: Endpoint,
+    bearer: Bearer,
+}
+
+impl AdminServer {
+    /// A client of it, on a connection that is made when it is first used: within a runtime.
+    pub(super) fn connect(&self) -> AdminClient {
+        AdminServiceClient::with_interceptor(self.endpoint.connect_lazy(), self.bearer.clone())
+    }
+}
+
 impl Connection {
     /// What was named, read and checked; nothing is connected yet.
     pub(super) fn servers(&self) -> Result<Servers, Box<dyn std::error::Error>> {
-        let Self { tls_ca, tls_cert, tls_key, token_file, server, wait } = self;
+        self.servers_with(token(self.token_file.as_deref())?.as_ref())
+    }
+
+    /// Where models come and go on a server. Its tokens are not the callers'.
+    pub(super) fn admin(
+        server: &str,
+        token_file: Option<&Path>,
+        tls_ca: Option<PathBuf>,
+    ) -> Result<AdminServer, Box<dyn std::error::Error>> {
+        let (server, [token, tls_cert, tls_key]) = (server.to_owned(), [None, None, None]);
+        let connection = Self { server, token_file: token, tls_ca, tls_cert, tls_key, wait: 0 };
+        let token = token_file.map(auth::client_token).transpose()?;
+        let Servers { mut endpoints, bearer, .. } = connection.servers_with(token.as_ref())?;
+        let endpoint = endpoints.pop().filter(|_| endpoints.is_empty()).ok_or("give one server")?;
+        Ok(AdminServer { endpoint, bearer })
+    }
+
+    fn servers_with(&self, token: Option<&Secret>) -> Result<Servers, Box<dyn std::error::Error>> {
+        let Self { tls_ca, tls_cert, tls_key, server, wait, .. } = self;
         let identity = tls_cert.as_deref().zip(tls_key.as_deref());
         let tls = tls_ca.is_some() || identity.is_some();
         let mut endpoints = Vec::new();
@@ -111,7 +146,7 @@ impl Connection {
         if endpoints.is_empty() {
             return Err("--server, or SPATIALSCORE_TARGET, is empty; give host:port".into());
         }
-        Ok(Servers { endpoints, bearer: Bearer::new(token(token_file.as_deref())?.as_ref())?, wait: *wait })
+        Ok(Servers { endpoints, bearer: Bearer::new(token)?, wait: *wait })
     }
 }
 

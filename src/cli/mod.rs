@@ -1,5 +1,6 @@
 //! The command line: thin, for whatever it does stands in a module of its own.
 
+mod admin;
 mod bench;
 mod connection;
 mod inspect;
@@ -48,6 +49,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Load(load::Arguments),
+    Admin(admin::Arguments),
 }
 
 impl Cli {
@@ -64,6 +66,7 @@ impl Cli {
             }
             Command::Score(arguments) => score::run(arguments),
             Command::Load(arguments) => load::run(arguments),
+            Command::Admin(arguments) => admin::run(arguments),
             Command::Inspect(arguments) => inspect::run(arguments),
             Command::Bench(arguments) => {
                 restart_with_short_spins();

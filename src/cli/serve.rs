@@ -81,6 +81,9 @@ pub struct Arguments {
     /// Where the remote reward clients of UniRL and Flow-Factory call, as in 127.0.0.1:8080 [http.listen; default: off].
     #[arg(long, value_name = "ADDRESS:PORT")]
     http: Option<String>,
+    /// Where models are loaded, replaced, put to sleep and woken, as in 127.0.0.1:50052 [admin.listen; default: off].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin: Option<String>,
     /// Where Prometheus reads, empty for off [metrics.listen; default: 127.0.0.1:9464].
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
@@ -145,6 +148,7 @@ impl Arguments {
             ("tls.client_ca", self.tls_client_ca),
             ("http.listen", self.http),
             ("metrics.listen", self.metrics_listen),
+            ("admin.listen", self.admin),
             ("model.checkpoint", self.checkpoint),
             ("model.revision", self.revision),
             ("model.reward_config", self.profile),
@@ -233,6 +237,9 @@ async fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     tracing::info!(address = at(&listeners.grpc)?, "gRPC listens");
     if let Some(listener) = &listeners.http {
         tracing::info!(http = format!("http://{}", at(listener)?), "HTTP listens");
+    }
+    if let Some(listener) = &listeners.admin {
+        tracing::info!(admin = at(listener)?, "admin listens");
     }
     if let Some(listener) = &listeners.metrics {
         tracing::info!(url = format!("http://{}/metrics", at(listener)?), "metrics");

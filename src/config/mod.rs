@@ -55,6 +55,19 @@ pub struct Settings {
     pub http_patience: Duration,
     /// Where metrics are read; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
+    /// How models come and go.
+    pub admin: AdminSettings,
+}
+
+/// Section `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Where models are loaded, replaced, put to sleep and woken; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// The file of the tokens that whoever does so must show; `None`: nobody is asked.
+    pub tokens_file: Option<PathBuf>,
+    /// Whether a call for a sleeping model wakes it.
+    pub wake_on_call: bool,
 }
 
 /// Section `[server]`.
@@ -340,6 +353,11 @@ impl Settings {
             http_listen: r.optional_address("http.listen", 8080),
             http_patience: Duration::from_secs(r.number("http.queue_wait_seconds", 0..=3600)),
             metrics_listen: r.optional_address("metrics.listen", 9464),
+            admin: AdminSettings {
+                listen: r.optional_address("admin.listen", 50052),
+                tokens_file: r.path("admin.tokens_file"),
+                wake_on_call: r.parse("admin.wake_on_call", "true or false", false),
+            },
         };
         let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         settings.server.asks_for_certificates = certificates;
@@ -363,6 +381,14 @@ impl Settings {
             in_flight,
             limits.max_bytes_in_flight,
         );
+        let admin = &self.admin;
+        if admin.listen.is_some_and(|address| !address.ip().is_loopback()) && admin.tokens_file.is_none() {
+            r.fault(
+                "admin.listen",
+                "other machines can reach this address, and nobody is asked who they are: give admin.tokens_file, or \
+                 take a loopback address such as 127.0.0.1",
+            );
+        }
         let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
         let asked =
             self.tokens_file.is_some() || self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
@@ -444,8 +470,14 @@ mod tests {
             let comment = comment_of(name);
             assert!(!comment.is_empty(), "{name} has no comment");
             // A file that is not there has no range.
-            let files =
-                ["auth.tokens_file", "tls.certificate", "tls.key", "tls.client_ca", "model.reward_config"];
+            let files = [
+                "auth.tokens_file",
+                "admin.tokens_file",
+                "tls.certificate",
+                "tls.key",
+                "tls.client_ca",
+                "model.reward_config",
+            ];
             if let Some(InvalidSettings(faults)) =
                 load(&[(name, "?")]).err().filter(|_| !files.contains(&name))
             {

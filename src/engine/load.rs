@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
-use super::{LoadError, Loaded, MakeScorer, Memory, ModelInfo, SelfTest, Terms, memory, models};
+use super::{LoadError, Loaded, Loader, MakeScorer, Memory, ModelInfo, SelfTest, Terms, memory, models};
 use crate::config::{ModelSettings, Settings};
 use crate::device;
 use crate::model::backbone::{Config, forward_flops};
@@ -124,6 +124,26 @@ pub fn load_all(settings: &Settings) -> Result<Vec<Loaded<RewardModel>>, LoadErr
         found.read().map_err(|error| of_model(&model, error))
     }));
     LoadError::all(errors).map_or(Ok(loaded), Err)
+}
+
+/// What loads more models.
+pub fn loader() -> Loader<RewardModel> {
+    Loader {
+        load: Box::new(|settings, model, others| {
+            let found = Found::of(settings, model)?;
+            // Where nothing says how much there may be, the others are there already, beside what is free.
+            let others = if settings.model.max_memory.is_some() { others } else { &[] };
+            let others = others.iter().map(|(name, memory)| (name.as_str(), memory.as_slice()));
+            let all = others.chain([(found.name(), found.memory.as_slice())]);
+            memory::plan(all, settings.model.max_memory)?;
+            found.read()
+        }),
+        revision: Box::new(|model| {
+            let files =
+                profile::open(&model.checkpoint, model.revision.as_deref(), model.profile.as_deref())?;
+            Ok(files.revision()?)
+        }),
+    }
 }
 
 /// An error of a model that has a name.

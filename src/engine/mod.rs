@@ -1,15 +1,15 @@
 //! What stands behind the service: the models that are up, each with its processor, one queue, and the workers.
 
 mod cpu_pool;
-mod house;
 mod load;
+mod manager;
 mod memory;
 mod models;
 mod score_cache;
 mod self_test;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -28,10 +28,10 @@ use crate::processor::{Decoded, Draft, Item, Processor};
 use crate::request_context::Claim;
 use crate::scheduler::{Job, Permit, Queue, Scored};
 
-pub use house::IntoLoaded;
-pub use load::{Examination, load, load_all};
+pub use load::{Examination, load, load_all, loader};
+pub use manager::{IntoLoaded, Loader, ModelControl, ModelControlError, ModelManager};
 pub use memory::Memory;
-pub use models::{Model, Models};
+pub use models::{Model, Models, State};
 pub use self_test::SelfTest;
 
 use cpu_pool::{Cost, Pool};
@@ -123,6 +123,9 @@ pub enum LoadError {
     /// One of several models cannot be served.
     #[error("the model {0:?}: {1}")]
     Of(String, Box<LoadError>),
+    /// A model is not what it was when it was first loaded.
+    #[error("the model is not what it was: {0}")]
+    Changed(String),
     /// The models do not fit a device.
     #[error("{0}")]
     Memory(String),
@@ -164,8 +167,11 @@ pub struct Lifeline {
     stop: watch::Sender<bool>,
     up: watch::Receiver<usize>,
     alive: mpsc::Receiver<Infallible>,
-    workers: Vec<JoinHandle<()>>,
+    workers: manager::Workers,
 }
+
+/// An engine, what ends it, and what has its models come and go.
+pub type Started<S> = (Arc<Engine>, Lifeline, Arc<ModelManager<S>>);
 
 /// An item whose cost is known, for each of the models that shall score it.
 #[derive(Debug)]
@@ -225,16 +231,32 @@ impl Engine {
     where
         S: Scorer + Send + 'static,
     {
+        Self::start_managed(settings, loaded, None).map(|(engine, lifeline, _)| (engine, lifeline))
+    }
+
+    /// As [`Engine::start`], with what has models come and go, by means of `loader`.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_managed<S>(
+        settings: &Settings,
+        loaded: impl IntoLoaded<Scorer = S>,
+        loader: Option<Loader<S>>,
+    ) -> Result<Started<S>, LoadError>
+    where
+        S: Scorer + Send + 'static,
+    {
         let pool = |name, memory| Pool::new(name, settings.processor_threads, memory);
         let admission = pool("admission", usize::MAX)?;
         let preparation = pool("processor", settings.limits.max_decode_bytes)?;
         let queue = Queue::new(settings.queue);
-        let house::Moved { models, workers, up } = house::move_in(settings, loaded.into_list(), &queue)?;
+        let manager::Placed { manager, models, workers, up } =
+            manager::place(settings, loaded.into_list(), &queue, loader)?;
         let (stop, stopped) = watch::channel(false);
         let (alive_sender, alive) = mpsc::channel(1);
         let lifeline = Lifeline { queue: Arc::clone(&queue), stop, up, alive, workers };
         let engine = Self {
-            models: Arc::new(models),
+            models,
             limits: settings.limits.clone(),
             admission,
             preparation,
@@ -243,7 +265,7 @@ impl Engine {
             stopped,
             _alive: alive_sender,
         };
-        Ok((Arc::new(engine), lifeline))
+        Ok((Arc::new(engine), lifeline, Arc::new(manager)))
     }
 
     /// The models.
@@ -514,7 +536,8 @@ impl Lifeline {
 
     /// Ends the workers once the queue is empty and waits for them.
     pub fn join(self) {
-        end(&self.queue, self.workers);
+        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        end(&self.queue, workers);
     }
 }
 

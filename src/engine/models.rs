@@ -1,16 +1,17 @@
-//! The models that are there, by name.
+//! The models that are there, by name, and where each is in its life.
 
-use std::convert::Infallible;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use tokio::sync::mpsc;
+use metrics::gauge;
+use tokio::sync::watch;
 
 use super::{LoadError, ModelInfo, Terms};
 use crate::error::{ScoreError, quoted};
 use crate::processor::Processor;
 use crate::scheduler::Tag;
+use crate::telemetry::MODEL_INFO;
 
-/// A model that is up: what a call holds of it for as long as it lasts.
+/// A model: what a call holds of it for as long as it lasts.
 pub struct Model {
     /// What is served.
     pub info: ModelInfo,
@@ -27,8 +28,6 @@ pub struct Model {
     pub(super) weight: f64,
     /// What a digest begins with: it stands for the model.
     pub(super) seed: blake3::Hasher,
-    /// Tells who waits that no call has the model any more.
-    pub(super) _alive: mpsc::Sender<Infallible>,
 }
 
 impl Model {
@@ -36,57 +35,216 @@ impl Model {
     pub(super) fn cost(&self, tokens: usize) -> usize {
         (tokens as f64 * self.weight).ceil() as usize
     }
+
+    /// Shows it among the metrics, or no longer.
+    fn publish(&self, there: bool) {
+        let info = &self.info;
+        gauge!(
+            MODEL_INFO,
+            "name" => info.name.clone(),
+            "revision" => info.revision.clone(),
+            "dtype" => info.dtype.clone(),
+            "devices" => info.devices.join(","),
+        )
+        .set(if there { 1.0 } else { 0.0 });
+    }
 }
 
+/// Where a model is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It takes calls.
+    Serving,
+    /// It has given its memory back.
+    Asleep,
+    /// It is being woken.
+    Waking,
+    /// It is not what it was, and takes no calls.
+    Failed,
+}
+
+impl State {
+    /// Why a model in this state takes no calls.
+    fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::Serving => None,
+            Self::Asleep => Some("is asleep"),
+            Self::Waking => Some("is being woken"),
+            Self::Failed => {
+                Some("is out of service: it is not what it was, as its self-test or its files show")
+            }
+        }
+    }
+}
+
+struct Slot {
+    model: Arc<Model>,
+    state: State,
+}
+
+/// What has a model woken by its name; nobody waits for it here.
+type Wake = Box<dyn Fn(&str) + Send + Sync>;
+
 /// The models, the default one first.
-#[derive(Default)]
-pub struct Models(RwLock<Vec<Arc<Model>>>);
+pub struct Models {
+    slots: RwLock<Vec<Slot>>,
+    /// Counts what changes.
+    changes: watch::Sender<u64>,
+    /// Where calls wake models.
+    wake: Mutex<Option<Wake>>,
+}
 
 impl Models {
-    /// Of these.
+    /// Of these, which all serve.
     pub(super) fn new(models: Vec<Arc<Model>>) -> Self {
-        Self(RwLock::new(models))
+        models.iter().for_each(|model| model.publish(true));
+        let slots = models.into_iter().map(|model| Slot { model, state: State::Serving }).collect();
+        Self { slots: RwLock::new(slots), changes: watch::Sender::new(0), wake: Mutex::default() }
+    }
+
+    /// Has calls for a sleeping model wake it, and wait.
+    pub fn wake_by_calls(&self, wake: Wake) {
+        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
     }
 
     /// All of them.
-    pub fn all(&self) -> Vec<Arc<Model>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn all(&self) -> Vec<(Arc<Model>, State)> {
+        self.read(|slots| slots.iter().map(|slot| (Arc::clone(&slot.model), slot.state)).collect())
     }
 
-    /// Those that a call names, in its order; the default one where it names none.
+    /// Tells of changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether none is out of service.
+    pub fn are_sound(&self) -> bool {
+        self.read(|slots| slots.iter().all(|slot| slot.state != State::Failed))
+    }
+
+    /// The models that a call names, in its order; the default one where it names none. All of them serve.
     ///
     /// # Errors
-    /// There is no such model, or it is named twice.
+    /// There is no such model, it is named twice, or it does not serve.
     pub fn named(&self, names: &[String]) -> Result<Vec<Arc<Model>>, ScoreError> {
-        let models = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if names.is_empty() {
-            let first = models.first().map(|model| vec![Arc::clone(model)]);
-            return first.ok_or(ScoreError::Unavailable("no model is loaded"));
-        }
-        // A list that is longer than all there are has one twice, or one that is not there.
-        let mut found: Vec<Arc<Model>> = Vec::with_capacity(names.len().min(models.len()));
-        for name in names {
-            let Some(model) = models.iter().find(|model| model.info.name == *name) else {
-                let there: Vec<&str> = models.iter().map(|model| model.info.name.as_str()).collect();
-                let reason = format!("there is no model {}; there are {}", quoted(name), there.join(", "));
-                return Err(ScoreError::invalid("models", reason));
-            };
-            if found.iter().any(|other| Arc::ptr_eq(other, model)) {
-                return Err(ScoreError::invalid("models", format!("{} is named twice", quoted(name))));
+        self.read(|slots| {
+            let mut found: Vec<&Slot> = Vec::new();
+            if names.is_empty() {
+                found.push(slots.first().ok_or(NO_MODEL)?);
             }
-            found.push(Arc::clone(model));
-        }
-        Ok(found)
+            // A list that is longer than all there are has one twice, or one that is not there.
+            for name in names {
+                let slot = slots.iter().find(|slot| slot.model.info.name == *name);
+                let slot = slot.ok_or_else(|| unknown(name, slots))?;
+                if found.iter().any(|other| Arc::ptr_eq(&other.model, &slot.model)) {
+                    return Err(ScoreError::invalid("models", format!("{} is named twice", quoted(name))));
+                }
+                found.push(slot);
+            }
+            let serving = |slot: &Slot| match slot.state.refusal() {
+                None => Ok(Arc::clone(&slot.model)),
+                Some(why) => Err(ScoreError::NotServing { model: slot.model.info.name.clone(), why }),
+            };
+            found.into_iter().map(serving).collect()
+        })
     }
 
-    /// The model of a name, or the default one where it is empty.
+    /// As [`Models::named`]; wakes those that sleep, where calls may, and waits until they are awake.
     ///
     /// # Errors
     /// As [`Models::named`].
-    pub fn one(&self, name: &str) -> Result<Arc<Model>, ScoreError> {
-        let names = if name.is_empty() { Vec::new() } else { vec![name.to_owned()] };
-        self.named(&names)?.pop().ok_or(ScoreError::Unavailable("no model is loaded"))
+    pub async fn ready(&self, names: &[String]) -> Result<Vec<Arc<Model>>, ScoreError> {
+        let mut changes = self.changes();
+        let mut woken: Vec<String> = Vec::new();
+        loop {
+            changes.mark_unchanged();
+            let found = self.named(names);
+            let Err(ScoreError::NotServing { model, .. }) = &found else { return found };
+            {
+                let wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(wake) = &*wake else { return found };
+                match self.one(model)?.1 {
+                    // Once: where it could not be woken, its caller is told.
+                    State::Asleep if woken.contains(model) => return found,
+                    State::Asleep => wake(model),
+                    State::Waking => {}
+                    State::Serving => continue,
+                    State::Failed => return found,
+                }
+            }
+            woken.push(model.clone());
+            let _ = changes.changed().await;
+        }
     }
+
+    /// The model of a name, or the default one where it is empty, and its state.
+    ///
+    /// # Errors
+    /// There is no such model.
+    pub fn one(&self, name: &str) -> Result<(Arc<Model>, State), ScoreError> {
+        self.read(|slots| {
+            let slot = if name.is_empty() {
+                slots.first().ok_or(NO_MODEL)?
+            } else {
+                let slot = slots.iter().find(|slot| slot.model.info.name == name);
+                slot.ok_or_else(|| unknown(name, slots))?
+            };
+            Ok((Arc::clone(&slot.model), slot.state))
+        })
+    }
+
+    /// Puts a model in the place of that of its name, or behind all others.
+    pub(super) fn put(&self, model: Arc<Model>) {
+        model.publish(true);
+        self.change(|slots| {
+            let slot = Slot { model, state: State::Serving };
+            match slots.iter_mut().find(|other| other.model.info.name == slot.model.info.name) {
+                Some(place) => {
+                    if place.model.info.revision != slot.model.info.revision {
+                        place.model.publish(false);
+                    }
+                    *place = slot;
+                }
+                None => slots.push(slot),
+            }
+        });
+    }
+
+    /// Takes a model out.
+    pub(super) fn remove(&self, name: &str) {
+        self.change(|slots| {
+            slots
+                .extract_if(.., |slot| slot.model.info.name == name)
+                .for_each(|slot| slot.model.publish(false));
+        });
+    }
+
+    /// Says where a model is in its life.
+    pub(super) fn set(&self, name: &str, state: State) {
+        self.change(|slots| {
+            slots.iter_mut().filter(|slot| slot.model.info.name == name).for_each(|slot| slot.state = state);
+        });
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&[Slot]) -> T) -> T {
+        look(&self.slots.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Slot>)) {
+        change(&mut self.slots.write().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// There is nothing to ask.
+const NO_MODEL: ScoreError = ScoreError::Unavailable("no model is loaded");
+
+fn unknown(name: &str, slots: &[Slot]) -> ScoreError {
+    let there: Vec<&str> = slots.iter().map(|slot| slot.model.info.name.as_str()).collect();
+    ScoreError::invalid(
+        "models",
+        format!("there is no model {}; there are {}", quoted(name), there.join(", ")),
+    )
 }
 
 /// Two models of one name cannot be told apart.

@@ -1,9 +1,12 @@
 //! What a model must show before callers may ask it: that it scores, and that its scores tell pictures and prompts
 //! apart.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use crate::engine::LoadError;
 use crate::error::ScoreError;
-use crate::model::{Sample, Scorer};
+use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Picture, Processor};
 
 /// Two that have nothing to do with each other, and two that keep whatever limits can be kept.
@@ -46,6 +49,16 @@ impl SelfTest {
         })
     }
 
+    /// The scores of all items, each alone, so that they are the same whenever and wherever they are made.
+    ///
+    /// # Errors
+    /// It cannot score.
+    pub fn scores(&self, scorer: &mut impl Scorer) -> Result<Vec<Score>, LoadError> {
+        let items = std::iter::once(&self.cheapest).chain(self.crossed.iter().flatten());
+        let score = |item| scorer.score(&[item]).map_err(|error| LoadError::Probe(error.to_string()));
+        Ok(items.map(score).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
     /// Whether a model passes, and what callers must know of it.
     ///
     /// # Errors
@@ -63,6 +76,24 @@ impl SelfTest {
         match &self.crossed {
             Some(samples) => scorer.self_test(samples).map_err(|e| refuse(e.to_string())),
             None => Ok(None),
+        }
+    }
+}
+
+/// What a model's self-test scored on each of its devices, when it first ran there.
+#[derive(Debug, Default)]
+pub(super) struct Proofs(Mutex<BTreeMap<String, Vec<Score>>>);
+
+impl Proofs {
+    /// Holds scores against the first ones of a device: they are the same to the bit, or the model is not what it was.
+    pub fn hold(&self, device: &str, scores: Vec<Score>) -> Result<(), LoadError> {
+        let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = proofs.entry(device.to_owned()).or_insert_with(|| scores.clone());
+        match first.iter().zip(&scores).find(|(first, now)| first != now) {
+            None => Ok(()),
+            Some((first, now)) => Err(LoadError::Changed(format!(
+                "an item of the self-test has the score {now} on {device}, and had {first}"
+            ))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A queue that is bounded in tokens and items, as a whole and for each caller.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,9 @@ impl Job {
     }
 }
 
+/// What items are told whose model went while they waited.
+const GONE: &str = "the model was taken out of service before the item could be scored";
+
 /// Whether a worker has the model of this id.
 pub type Takes<'a> = dyn Fn(u64) -> bool + 'a;
 
@@ -127,6 +131,8 @@ struct State {
     /// Batches that workers have taken and not answered.
     on_devices: usize,
     closed: Option<&'static str>,
+    /// Models that no worker has any more, by their ids.
+    gone: BTreeSet<u64>,
     drain: Drain,
     latency: Latency,
 }
@@ -326,7 +332,8 @@ impl Queue {
     /// Hands a job to the workers. Once the queue is closed it is answered at once.
     pub fn push(&self, job: Job) {
         let mut state = self.lock();
-        if let Some(reason) = state.closed {
+        let gone = state.gone.contains(&job.model.id).then_some(GONE);
+        if let Some(reason) = state.closed.or(gone) {
             drop(state);
             let _ = job.reply.send(Err(ScoreError::Unavailable(reason)));
             return;
@@ -351,7 +358,8 @@ impl Queue {
         state.on_devices = state.on_devices.saturating_sub(1);
         for mut job in jobs {
             job.losses += 1;
-            let error = match state.closed {
+            let gone = state.gone.contains(&job.model.id).then_some(GONE);
+            let error = match state.closed.or(gone) {
                 Some(reason) => ScoreError::Unavailable(reason),
                 None if job.losses >= TRIES => {
                     ScoreError::Internal(format!("{TRIES} workers were lost over this item"))
@@ -445,10 +453,25 @@ impl Queue {
 
     /// Answers everything that waits with `error`.
     pub fn fail_waiting(&self, error: &ScoreError) {
+        self.fail(|_| true, error);
+    }
+
+    /// Takes no more jobs of a model, and answers those that wait: no worker will have it.
+    pub fn retire(&self, model: u64) {
+        self.lock().gone.insert(model);
+        self.fail(|job| job.model.id == model, &ScoreError::Unavailable(GONE));
+    }
+
+    /// Takes jobs of a model again.
+    pub fn admit_model(&self, model: u64) {
+        self.lock().gone.remove(&model);
+    }
+
+    fn fail(&self, fails: impl Fn(&Job) -> bool, error: &ScoreError) {
         let mut state = self.lock();
-        let mut jobs = state.waiting.extract(|_| true);
-        jobs.append(&mut state.hopeless);
-        state.load = Held::default();
+        let mut jobs = state.waiting.extract(&fails);
+        state.load = state.load.minus(size(&jobs));
+        jobs.extend(state.hopeless.extract_if(.., |job| fails(job)));
         drop(state);
         for job in jobs {
             let _ = job.reply.send(Err(error.clone()));

@@ -26,6 +26,7 @@ TARGET = CLIENT / "src/spatialscore_client/_proto"
 MODULES = {
     "google/rpc/status.proto": "status",
     "spatialscore/v1/spatialscore.proto": "spatialscore",
+    "spatialscore/v1/admin.proto": "admin",
     "error_details.proto": "error_details",
 }
 HEADER = "# Made by `make client-stubs` from the contract. Do not edit.\n"

@@ -126,32 +126,41 @@ def test_what_two_revisions_judged_is_not_mixed(connect: Any, several: Fake) -> 
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[str]:
+def real() -> Iterator[tuple[str, str]]:
     """A server of two models of the fixtures."""
     if "SPATIALSCORE_BINARY" not in os.environ:
         pytest.skip("SPATIALSCORE_BINARY names no binary; `make client-test` does")
     models = [
         f"--model={name}={ROOT}/tests/fixtures/{case}/checkpoint" for name, case in (("a", "flat"), ("b", "mlp"))
     ]
-    listen = ["--listen=127.0.0.1:0", "--metrics-listen=", "--log-format=json", "--device=cpu", "--threads=1"]
+    listen = [
+        "--listen=127.0.0.1:0",
+        "--admin=127.0.0.1:0",
+        "--metrics-listen=",
+        "--log-format=json",
+        "--device=cpu",
+        "--threads=1",
+    ]
     process = subprocess.Popen(
         [os.environ["SPATIALSCORE_BINARY"], "serve", *listen, *models], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    address = ""
+    address = admin = ""
     for line in process.stderr:
         if found := re.search(r'"address":"([^"]+)"', line):
             address = found[1]
+        if found := re.search(r'"admin":"([^"]+)"', line):
+            admin = found[1]
         if '"message":"serving"' in line:
             break
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield address
+    yield address, admin
     process.terminate()
     process.wait(60)
 
 
-def test_a_real_server_scores_with_each_model_what_it_scores_alone(connect: Any, real: str) -> None:
-    client = connect(real)
+def test_a_real_server_scores_with_each_model_what_it_scores_alone(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0])
     files = [Path(ROOT) / "samples" / name for name in sorted(os.listdir(ROOT / "samples")) if name.endswith(".png")]
     files = (files or sorted((ROOT / "tests/fixtures/flat/items").glob("*.png")))[:3]
     columns = client.score("a cup to the left of a plate", files, models=["b", "a"])
@@ -162,3 +171,30 @@ def test_a_real_server_scores_with_each_model_what_it_scores_alone(connect: Any,
     assert {receipt.model: receipt.dtype for receipt in columns.receipts} == {"a": "float32", "b": "float32"}
     with pytest.raises(sc.InvalidRequestError, match="there are a, b"):
         client.score("a", files, models=["a", "c"])
+
+
+def test_models_come_and_go(connect: Any, real: tuple[str, str]) -> None:
+    client = connect(real[0], timeout=5)
+    files = sorted((ROOT / "tests/fixtures/flat/items").glob("*.png"))[:2]
+    with sc.AdminClient(real[1]) as admin:
+        assert [(model.name, model.state) for model in admin.models()] == [("a", "serving"), ("b", "serving")]
+        loaded = admin.load("c", f"{ROOT}/tests/fixtures/mlp/checkpoint")
+        assert (loaded.name, loaded.state) == ("c", "serving")
+        columns = client.score("a cup", files, models=["b", "c"])
+        assert columns["b"].means == pytest.approx(columns["c"].means, rel=1e-5)
+        replaced = admin.replace("c", f"{ROOT}/tests/fixtures/flat/checkpoint")
+        assert replaced.revision != loaded.revision
+        columns = client.score("a cup", files, models=["a", "c"])
+        assert columns["a"].means == pytest.approx(columns["c"].means, rel=1e-5)
+        admin.sleep("c")
+        assert admin.models()[2].state == "asleep"
+        with pytest.raises(sc.UnavailableError, match="asleep"):
+            client.score("a cup", files, models=["c"], timeout=1)
+        admin.wake("c")
+        assert client.score("a cup", files, models=["c"])["c"].means == columns["c"].means
+        admin.unload("c")
+        with pytest.raises(sc.InvalidRequestError, match="there are a, b"):
+            client.score("a cup", files, models=["c"])
+        with pytest.raises(sc.CallError) as caught:
+            admin.wake("c")
+        assert caught.value.code == "NOT_FOUND"

@@ -50,6 +50,8 @@ Output:
   table   a line for each picture; where there is no score, the next line says why
   json    one object a line: id, image, prompt, mean and stddev, or error; components where the score has them
   csv     a header, then id,image,prompt,mean,stddev,error
+  With several of --model each picture has a line for each of them, in their order: model stands in the JSON object, and in a
+  column of the CSV before mean.
   Higher means are better; their scale is the checkpoint's own, and they are often negative.
 
 Examples:
@@ -57,6 +59,7 @@ Examples:
   spatialscore score --manifest pictures.csv --format csv > scores.csv
   spatialscore score --question \"Is there a cup?\" --question \"Is the cup left of the plate?\" a.png
   spatialscore score --reference before.png --prompt \"add a cup\" after.png
+  spatialscore score --model hpsv3 --model layout --prompt \"a cup\" a.png
   spatialscore score --priority evaluation --manifest held_out.csv
   spatialscore score --server 10.0.0.5:50051 --wait 120 --manifest pictures.jsonl --format json
   spatialscore score --server https://rewards.example:50051 --token-file token --tls-ca ca.crt --prompt \"a cup\" a.png
@@ -77,6 +80,9 @@ pub struct Arguments {
     /// A picture that the model reads before each of the pictures, for models that compare; may be given several times.
     #[arg(long, value_name = "IMAGE", conflicts_with = "manifest")]
     reference: Vec<PathBuf>,
+    /// A model of a server that has several, by its name; may be given several times. Without one, its default model.
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
     /// A CSV or JSON lines file of prompts and pictures.
     #[arg(long, value_name = "FILE", conflicts_with = "images")]
     manifest: Option<PathBuf>,
@@ -155,16 +161,26 @@ async fn score(
 ) -> Result<u64, Failure> {
     let (mut client, model) = servers.first(arguments.timeout).await?;
     let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
-    let mut report = Report::begin(arguments.format, io::stdout(), &model)?;
+    let mut models = Vec::new();
+    for name in &arguments.model {
+        models.push(client.get_model(proto::GetModelRequest { name: name.clone() }).await?.into_inner());
+    }
+    let shown = if models.is_empty() { std::slice::from_ref(&model) } else { models.as_slice() };
+    let mut report = Report::begin(arguments.format, io::stdout(), shown)?;
     let bar = progress_bar(count);
 
     let (entries, mut read) = mpsc::channel(READ_AHEAD);
     let (requests, outgoing) = mpsc::channel(READ_AHEAD);
-    let priority = arguments.priority.into();
-    tokio::task::spawn_blocking(move || read_all(rows, most, priority, &entries, &requests));
+    let like = proto::ScoreStreamRequest {
+        priority: proto::Priority::from(arguments.priority).into(),
+        models: arguments.model.clone(),
+        wants_receipts: !arguments.model.is_empty(),
+        ..Default::default()
+    };
+    tokio::task::spawn_blocking(move || read_all(rows, most, &like, &entries, &requests));
     let mut answers = client.score_stream(ReceiverStream::new(outgoing)).await?.into_inner();
 
-    let mut ordered = Ordered::default();
+    let mut ordered = Ordered { models: arguments.model.clone(), ..Ordered::default() };
     let mut failed = 0;
     let (mut reading, mut answering) = (true, true);
     while reading || (answering && !ordered.is_empty()) {
@@ -178,9 +194,9 @@ async fn score(
                 None => answering = false,
             },
         }
-        while let Some(row) = ordered.pop() {
-            failed += u64::from(row.error.is_some());
-            bar.suspend(|| report.row(&row))?;
+        while let Some(rows) = ordered.pop() {
+            failed += u64::from(rows.iter().any(|row| row.error.is_some()));
+            bar.suspend(|| rows.iter().try_for_each(|row| report.row(row)))?;
             bar.inc(1);
         }
     }
@@ -203,14 +219,14 @@ type Expected = (Row, Option<String>);
 fn read_all(
     rows: Rows,
     most: usize,
-    priority: proto::Priority,
+    like: &proto::ScoreStreamRequest,
     entries: &mpsc::Sender<Expected>,
     requests: &mpsc::Sender<proto::ScoreStreamRequest>,
 ) {
     for (index, row) in rows.enumerate() {
         let (row, request) = match row {
             Ok(entry) => {
-                let request = request(index, &entry, most, priority);
+                let request = request(index, &entry, most, like);
                 (new_row(entry), request)
             }
             Err(error) => (new_row(Entry::default()), Err(error)),
@@ -231,7 +247,7 @@ fn request(
     index: usize,
     entry: &Entry,
     most: usize,
-    priority: proto::Priority,
+    like: &proto::ScoreStreamRequest,
 ) -> Result<proto::ScoreStreamRequest, String> {
     let mut size = 0;
     let mut read = |path: &PathBuf| {
@@ -255,12 +271,7 @@ fn request(
     if size + texts + MESSAGE_OVERHEAD > most {
         return Err(format!("has {size} bytes; the server takes messages of {most}"));
     }
-    Ok(proto::ScoreStreamRequest {
-        id: index.to_string(),
-        item: Some(item),
-        priority: priority.into(),
-        ..Default::default()
-    })
+    Ok(proto::ScoreStreamRequest { id: index.to_string(), item: Some(item), ..like.clone() })
 }
 
 fn new_row(Entry { id, prompt, image, .. }: Entry) -> Row {
@@ -271,11 +282,13 @@ fn new_row(Entry { id, prompt, image, .. }: Entry) -> Row {
 #[derive(Default)]
 struct Ordered {
     /// Announced and not yet written, with what is known already.
-    waiting: VecDeque<(Row, bool)>,
+    waiting: VecDeque<(Vec<Row>, bool)>,
     /// The index of the first of them.
     first: usize,
     /// Answers that came before their row was announced.
     early: HashMap<usize, proto::ScoreStreamResponse>,
+    /// The models that are asked by name.
+    models: Vec<String>,
 }
 
 impl Ordered {
@@ -287,42 +300,73 @@ impl Ordered {
         let index = self.first + self.waiting.len();
         let known = local.is_some();
         row.error = local;
-        self.waiting.push_back((row, known));
+        let of = |model: &String| Row { model: Some(model.clone()), ..row.clone() };
+        let rows = if self.models.is_empty() { vec![row] } else { self.models.iter().map(of).collect() };
+        self.waiting.push_back((rows, known));
         if let Some(answer) = self.early.remove(&index) {
             self.answer(answer);
         }
     }
 
     fn answer(&mut self, answer: proto::ScoreStreamResponse) {
-        use proto::score_result::Outcome;
         let Some(index) = answer.id.parse::<usize>().ok().filter(|&index| index >= self.first) else {
             return;
         };
-        let Some((row, known)) = self.waiting.get_mut(index - self.first) else {
+        let Some((rows, known)) = self.waiting.get_mut(index - self.first) else {
             self.early.insert(index, answer);
             return;
         };
         *known = true;
-        match answer.result.and_then(|result| result.outcome) {
-            Some(Outcome::Score(score)) => {
-                (row.mean, row.stddev) = (Some(score.mean), score.stddev);
-                row.components = score.components.into_iter().map(Part::from).collect();
+        // A server of before models had names answers by the one that it has, and says nothing of it.
+        let judged = answer.receipts.iter().map(|receipt| &receipt.model);
+        let refused = matches!(
+            answer.result.as_ref().and_then(|result| result.outcome.as_ref()),
+            Some(proto::score_result::Outcome::Error(_))
+        );
+        if !refused && judged.ne(&self.models) {
+            rows.iter_mut().for_each(|row| row.error = Some("the server answered by another model".into()));
+            return;
+        }
+        let outcomes = outcomes(answer.result.unwrap_or_default());
+        for (index, row) in rows.iter_mut().enumerate() {
+            // What refuses an item as a whole is said once.
+            match outcomes.get(index).or(outcomes.first().filter(|outcome| outcome.is_err())) {
+                Some(Ok(score)) => {
+                    (row.mean, row.stddev) = (Some(score.mean), score.stddev);
+                    row.components = score.components.iter().cloned().map(Part::from).collect();
+                }
+                Some(Err(error)) => row.error = Some(error.clone()),
+                None => row.error = Some("the server answered neither a score nor an error".into()),
             }
-            Some(Outcome::Error(error)) => {
-                row.error =
-                    Some(format!("{}: {}", crate::edge::grpc::code_name(error.code.into()), error.message));
-            }
-            None => row.error = Some("the server answered neither a score nor an error".into()),
         }
     }
 
     /// The next row, once it is known.
-    fn pop(&mut self) -> Option<Row> {
+    fn pop(&mut self) -> Option<Vec<Row>> {
         if !self.waiting.front()?.1 {
             return None;
         }
         self.first += 1;
-        self.waiting.pop_front().map(|(row, _)| row)
+        self.waiting.pop_front().map(|(rows, _)| rows)
+    }
+}
+
+/// What became of an item: of each model, where several were asked.
+fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
+    use proto::model_outcome::Outcome as Of;
+    use proto::score_result::Outcome;
+    let said =
+        |code: i32, message: String| Err(format!("{}: {message}", crate::edge::grpc::code_name(code.into())));
+    let of = |outcome: proto::ModelOutcome| {
+        Some(match outcome.outcome? {
+            Of::Score(score) => Ok(score),
+            Of::Error(error) => said(error.code, error.message),
+        })
+    };
+    match result.outcome {
+        Some(Outcome::Score(score)) => vec![Ok(score)],
+        Some(Outcome::Error(error)) => vec![said(error.code, error.message)],
+        None => result.outcomes.into_iter().filter_map(of).collect(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! How `score` writes its results: a table, JSON lines, or CSV, row by row.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use clap::ValueEnum;
@@ -46,6 +47,9 @@ pub struct Row {
     pub image: String,
     /// The prompt.
     pub prompt: String,
+    /// The model that was asked by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The score.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean: Option<f32>,
@@ -65,37 +69,46 @@ pub struct Row {
 pub struct Report<W> {
     format: Format,
     out: W,
-    /// The prompt of the row before, and the mean of the first picture that had it: the table tells the distance.
-    first: Option<(String, f32)>,
+    /// Whether several models were asked.
+    several: bool,
+    /// For each model the prompt of the row before, and the mean of the first picture that had it: the table tells the
+    /// distance.
+    first: BTreeMap<Option<String>, (String, f32)>,
 }
 
 /// The most characters of a prompt in the table.
 const PROMPT_WIDTH: usize = 60;
 
 impl<W: Write> Report<W> {
-    /// Begins a report: what comes before the first row.
-    pub fn begin(format: Format, mut out: W, model: &proto::GetModelResponse) -> io::Result<Self> {
+    /// Begins a report of what these models give: what comes before the first row.
+    pub fn begin(format: Format, mut out: W, models: &[proto::GetModelResponse]) -> io::Result<Self> {
+        let several = models.len() > 1;
         match format {
             Format::Table => {
-                if !model.notice.is_empty() {
-                    writeln!(out, "NOTE: {}", model.notice)?;
+                for model in models {
+                    if !model.notice.is_empty() {
+                        writeln!(out, "NOTE: {}", model.notice)?;
+                    }
+                    let devices = model.devices.join(", ");
+                    writeln!(out, "{} ({}) on {devices} in {}", model.name, model.revision, model.dtype)?;
                 }
-                let devices = model.devices.join(", ");
-                writeln!(out, "{} ({}) on {devices} in {}\n", model.name, model.revision, model.dtype)?;
+                writeln!(out)?;
                 writeln!(
                     out,
-                    "{:>9}  {:>8}  {:>9}  {:<width$}  IMAGE",
+                    "{:>9}  {:>8}  {:>9}  {:<width$}  IMAGE{}",
                     "MEAN",
                     "STDDEV",
                     "TO FIRST",
                     "PROMPT",
+                    if several { "  MODEL" } else { "" },
                     width = PROMPT_WIDTH
                 )?;
             }
             Format::Json => {}
+            Format::Csv if several => writeln!(out, "id,image,prompt,model,mean,stddev,error")?,
             Format::Csv => writeln!(out, "id,image,prompt,mean,stddev,error")?,
         }
-        Ok(Self { format, out, first: None })
+        Ok(Self { format, out, several, first: BTreeMap::new() })
     }
 
     /// Writes one result.
@@ -112,7 +125,9 @@ impl<W: Write> Report<W> {
                 let error = row.error.as_deref().unwrap_or_default();
                 let (mean, stddev) = (number(row.mean), number(row.stddev));
                 let mut writer = csv::Writer::from_writer(&mut self.out);
-                writer.write_record([id, &row.image, &row.prompt, &mean, &stddev, error])?;
+                let model = row.model.as_deref().filter(|_| self.several);
+                let before = [id, &row.image, &row.prompt].into_iter().chain(model);
+                writer.write_record(before.chain([mean.as_str(), &stddev, error]))?;
                 writer.flush()?;
             }
         }
@@ -121,10 +136,10 @@ impl<W: Write> Report<W> {
 
     /// How far a picture is above (+) or below (-) the first one of those with its prompt that stand together.
     fn apart(&mut self, row: &Row) -> String {
-        match (&self.first, row.mean) {
+        match (self.first.get(&row.model), row.mean) {
             (Some((prompt, first)), Some(mean)) if *prompt == row.prompt => format!("{:+.4}", mean - first),
             (_, Some(mean)) => {
-                self.first = Some((row.prompt.clone(), mean));
+                self.first.insert(row.model.clone(), (row.prompt.clone(), mean));
                 String::new()
             }
             (_, None) => String::new(),
@@ -138,7 +153,9 @@ impl<W: Write> Report<W> {
             prompt = prompt.chars().take(PROMPT_WIDTH - 1).chain(['…']).collect();
         }
         let (mean, stddev, apart) = (number(row.mean), number(row.stddev), self.apart(row));
-        writeln!(self.out, "{mean:>9}  {stddev:>8}  {apart:>9}  {prompt:<PROMPT_WIDTH$}  {}", row.image)?;
+        let model = row.model.as_deref().filter(|_| self.several);
+        let image = [Some(row.image.as_str()), model].into_iter().flatten().collect::<Vec<_>>().join("  ");
+        writeln!(self.out, "{mean:>9}  {stddev:>8}  {apart:>9}  {prompt:<PROMPT_WIDTH$}  {image}")?;
         for Part { name, mean, stddev } in &row.components {
             let stddev = number(*stddev);
             writeln!(self.out, "{mean:>9.4}  {stddev:>8}  {:>9}    {}", "", name.replace('\n', " "))?;
@@ -157,7 +174,7 @@ mod tests {
     fn written(format: Format, rows: &[Row]) -> String {
         let model = proto::GetModelResponse { notice: "not trained".into(), ..Default::default() };
         let mut out = Vec::new();
-        let mut report = Report::begin(format, &mut out, &model).unwrap();
+        let mut report = Report::begin(format, &mut out, &[model]).unwrap();
         rows.iter().for_each(|row| report.row(row).unwrap());
         String::from_utf8(out).unwrap()
     }

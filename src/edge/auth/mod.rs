@@ -28,10 +28,15 @@ pub struct FileFault {
 pub fn file_faults(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut faults = Vec::new();
     let mut note = |name, fault: FileFault| faults.push((name, format!("the file {}", fault.fault)));
-    if let Some(path) = &settings.tokens_file
-        && let Err(fault) = read(std::slice::from_ref(path)).and_then(|read| Tokens::parse(path, &read[0]))
-    {
-        note("auth.tokens_file", fault);
+    let tokens =
+        [("auth.tokens_file", &settings.tokens_file), ("admin.tokens_file", &settings.admin.tokens_file)];
+    for (name, path) in tokens {
+        if let Some(path) = path
+            && let Err(fault) =
+                read(std::slice::from_ref(path)).and_then(|read| Tokens::parse(path, &read[0]))
+        {
+            note(name, fault);
+        }
     }
     if let Some(tls) = &settings.tls
         && let Err(fault) = read(&tls.files()).and_then(|read| server_config(tls, &read))

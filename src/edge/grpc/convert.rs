@@ -9,7 +9,7 @@ use tonic::Code;
 use super::status::{code, item_status, label};
 use crate::config::Limits;
 use crate::edge::proto;
-use crate::engine::{Answer, Answers, Memory, Model};
+use crate::engine::{Answer, Answers, Memory, Model, State};
 use crate::error::ScoreError;
 use crate::model::profile::Output;
 use crate::processor::{Item, Picture, Question};
@@ -147,7 +147,7 @@ pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings 
 }
 
 /// What is served.
-pub fn model(model: &Model, limits: &Limits) -> proto::GetModelResponse {
+pub fn model(model: &Model, state: State, limits: &Limits) -> proto::GetModelResponse {
     let Model { info, terms, .. } = model;
     let memory = |of: fn(&Memory) -> u64| terms.memory.iter().map(of).max().unwrap_or_default();
     let output = match info.output {
@@ -169,7 +169,7 @@ pub fn model(model: &Model, limits: &Limits) -> proto::GetModelResponse {
         takes_questions: info.takes_questions,
         checkpoint: terms.checkpoint.clone(),
         profile_digest: terms.profile_digest.clone(),
-        state: proto::ModelState::Serving.into(),
+        state: self::state(state).into(),
         weight_bytes: memory(|memory| memory.weights),
         forward_bytes: memory(|memory| memory.forward),
         server_version: env!("CARGO_PKG_VERSION").into(),
@@ -184,6 +184,15 @@ pub fn model(model: &Model, limits: &Limits) -> proto::GetModelResponse {
             max_calls_per_caller: narrow(limits.max_calls_per_caller),
             max_questions_per_item: narrow(limits.max_questions_per_item),
         }),
+    }
+}
+
+fn state(state: State) -> proto::ModelState {
+    match state {
+        State::Serving => proto::ModelState::Serving,
+        State::Asleep => proto::ModelState::Asleep,
+        State::Waking => proto::ModelState::Waking,
+        State::Failed => proto::ModelState::Failed,
     }
 }
 

@@ -4,6 +4,7 @@
 //! `convert`, hands it to the engine, and turns what comes back to messages; errors become statuses by the one table in
 //! [`status`](mod@status).
 
+mod admin;
 mod convert;
 mod grpc_only;
 mod health;
@@ -29,6 +30,7 @@ use crate::error::{ScoreError, brief};
 use crate::request_context::{Caller, Claim, Priority};
 use crate::scheduler::Permit;
 
+pub use admin::Admin;
 pub use grpc_only::grpc_only;
 pub use health::Health;
 pub use status::{label as code_name, of_call, of_sender, status};
@@ -115,7 +117,7 @@ impl SpatialScoreService for Handlers {
         let (arrivals, patience) = (arrivals(&request), request.extensions().get::<Patience>().copied());
         let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
         // Who is replaced from now on still answers the whole of it.
-        let models = engine.models().named(&request.models).map_err(|error| of_call(&error))?;
+        let models = engine.models().ready(&request.models).await.map_err(|error| of_call(&error))?;
         let wants_receipts = request.wants_receipts;
         let answers = score_batch(self, &engine, &models, request, claim, patience)
             .await
@@ -163,8 +165,8 @@ impl SpatialScoreService for Handlers {
     ) -> Result<Response<proto::GetModelResponse>, Status> {
         let engine = self.engine().map_err(|error| of_call(&error))?;
         let request = arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
-        let model = engine.models().one(&request.name).map_err(|error| of_call(&error))?;
-        Ok(Response::new(convert::model(&model, engine.limits())))
+        let (model, state) = engine.models().one(&request.name).map_err(|error| of_call(&error))?;
+        Ok(Response::new(convert::model(&model, state, engine.limits())))
     }
 
     async fn list_models(
@@ -174,7 +176,8 @@ impl SpatialScoreService for Handlers {
         let engine = self.engine().map_err(|error| of_call(&error))?;
         arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
         let models = engine.models().all();
-        let models = models.iter().map(|model| convert::model(model, engine.limits())).collect();
+        let models = models.iter().map(|(model, state)| convert::model(model, *state, engine.limits()));
+        let models = models.collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
     }
 }
@@ -277,7 +280,7 @@ struct Placed {
 /// Finds places for a stream's item, and waits where there are none.
 async fn admit_streamed(engine: Arc<Engine>, message: proto::ScoreStreamRequest, claim: Claim) -> Streamed {
     let proto::ScoreStreamRequest { id, item, priority: urgency, models, wants_receipts } = message;
-    let named = engine.models().named(&models);
+    let named = engine.models().ready(&models).await;
     let models = named.as_ref().cloned().unwrap_or_default();
     let placed = async {
         named?;

@@ -28,7 +28,7 @@ pub fn code(error: &ScoreError) -> Code {
         | ScoreError::TooManyBytes { .. } => Code::ResourceExhausted,
         ScoreError::DeadlineExceeded | ScoreError::SlowMessage(_) => Code::DeadlineExceeded,
         ScoreError::Cancelled => Code::Cancelled,
-        ScoreError::Unavailable(_) => Code::Unavailable,
+        ScoreError::Unavailable(_) | ScoreError::NotServing { .. } => Code::Unavailable,
         ScoreError::Internal(_) => Code::Internal,
     }
 }
@@ -46,6 +46,7 @@ pub fn concerns_call(error: &ScoreError) -> bool {
         | ScoreError::DeadlineExceeded
         | ScoreError::SlowMessage(_)
         | ScoreError::Cancelled
+        | ScoreError::NotServing { .. }
         | ScoreError::Unavailable(_) => true,
     }
 }

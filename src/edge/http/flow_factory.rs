@@ -2,7 +2,8 @@
 //!
 //! Read in `src/flow_factory/rewards/my_reward_remote.py` and `reward_server/example_server.py` of X-GenGroup/Flow-Factory
 //! at a0b2bc5a. Its client tries three times at once, whatever is not a 2xx, and then raises without a reason; on a 200
-//! with an `error` it raises that text and tries no more. So what no retry mends comes as the latter.
+//! with an `error` it raises that text and tries no more. So what no retry mends comes as the latter. Of several models one
+//! is named by the path, /models/NAME/compute.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,10 +13,9 @@ use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::json::{Base64, Structured};
-use super::{Edge, Reply, item};
+use super::{Edge, Judge, Reply, Served, item};
 use crate::edge::grpc::status;
 use crate::edge::proto;
-use crate::engine::ModelInfo;
 use crate::error::{ScoreError, brief};
 
 /// How many items without a score an error names.
@@ -38,8 +38,8 @@ pub(super) enum ComputeResponse {
 
 /// `POST /compute`.
 pub(super) async fn compute(State(edge): State<Edge>, request: Request<Body>) -> Reply<ComputeResponse> {
-    let (items, call) = edge.read(request, items).await?;
-    let outcomes = edge.score(items, call).await?;
+    let ((items, judge), call) = edge.read(request, items).await?;
+    let outcomes: Vec<_> = edge.score(items, &[judge], &call).await?.into_iter().flatten().collect();
     let failed: Vec<&str> =
         outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(String::as_str).collect();
     if !failed.is_empty() {
@@ -53,7 +53,7 @@ pub(super) async fn compute(State(edge): State<Edge>, request: Request<Body>) ->
     Ok(Json(ComputeResponse::Rewards(outcomes.iter().flatten().map(|score| score.mean.into()).collect())))
 }
 
-fn items(asked: ComputeRequest, _: &ModelInfo) -> Result<Vec<proto::ScoreItem>, Status> {
+fn items(asked: ComputeRequest, served: &Served) -> Result<(Vec<proto::ScoreItem>, Judge), Status> {
     let ComputeRequest { prompt: Structured(prompts), image } = asked;
     let images = image.map(|Structured(images)| images).unwrap_or_default();
     if prompts.len() != images.len() {
@@ -61,5 +61,6 @@ fn items(asked: ComputeRequest, _: &ModelInfo) -> Result<Vec<proto::ScoreItem>, 
             format!("has {} pictures for {} prompts; send one for each", images.len(), prompts.len());
         return Err(status(&ScoreError::invalid("image", reason), ""));
     }
-    Ok(prompts.into_iter().zip(images).map(|(prompt, Base64(file))| item(prompt, file)).collect())
+    let items = prompts.into_iter().zip(images).map(|(prompt, Base64(file))| item(prompt, file));
+    Ok((items.collect(), Judge::of(&served.own)))
 }

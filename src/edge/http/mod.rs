@@ -10,6 +10,7 @@ mod response;
 mod unirl;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -36,13 +37,12 @@ use crate::edge::grpc::{Handlers, Patience, claim, of_sender};
 use crate::edge::layers::method;
 use crate::edge::proto;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
-use crate::engine::ModelInfo;
+use crate::engine::{Engine, Model};
 use crate::error::{ScoreError, quoted};
 use crate::request_context::{Claim, Priority};
 
 pub use response::translate;
 use response::{Refused, too_large, wrong_method};
-use unirl::Reward;
 
 /// The most values that a body may have for each item that a request may have, and for one more. They take up to fifty times
 /// as much memory as their text.
@@ -88,13 +88,31 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, p
 /// For both frameworks: UniRL reads the rewards in it, Flow-Factory its status alone.
 async fn health(State(edge): State<Edge>) -> (StatusCode, Json<Value>) {
     let engine = edge.handlers.engine().ok().filter(|_| *edge.serving.borrow());
-    match engine.and_then(|engine| engine.models().one("").ok()) {
-        Some(model) => {
-            let rewards = Reward::of(&model.info).iter().map(|&reward| (reward, ["spatialscore:ready"]));
+    match engine.and_then(|engine| Served::of(&engine, None).ok()) {
+        Some(served) => {
+            let rewards = served.rewards().into_iter().map(|reward| (reward, ["spatialscore:ready"]));
             let rewards: BTreeMap<_, _> = rewards.collect();
             (StatusCode::OK, Json(json!({"status": "ok", "rewards": rewards})))
         }
         None => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not serving", "rewards": {}}))),
+    }
+}
+
+/// The model that a path names. Stands in the extensions of a request.
+#[derive(Debug, Clone)]
+struct ModelOfPath(String);
+
+/// What a call finds served.
+struct Served {
+    all: Vec<Arc<Model>>,
+    /// The one that the path names, else the default one.
+    own: Arc<Model>,
+}
+
+impl Served {
+    fn of(engine: &Engine, path: Option<&ModelOfPath>) -> Result<Self, ScoreError> {
+        let (own, _) = engine.models().one(path.map_or("", |ModelOfPath(name)| name))?;
+        Ok(Self { all: engine.models().all().into_iter().map(|(model, _)| model).collect(), own })
     }
 }
 
@@ -104,7 +122,7 @@ impl Edge {
     async fn read<T, W>(
         &self,
         request: Request<AxumBody>,
-        work: impl FnOnce(T, &ModelInfo) -> Result<W, Status> + Send + 'static,
+        work: impl FnOnce(T, &Served) -> Result<W, Status> + Send + 'static,
     ) -> Result<(W, Call), Refused>
     where
         T: DeserializeOwned,
@@ -115,38 +133,64 @@ impl Edge {
         let body = whole(body, self.most).await?;
         let engine = self.handlers.engine()?;
         let claim = Claim { priority, ..claim(&parts.extensions) };
-        let (bytes, model) = (body.len(), engine.models().one("")?);
+        let (bytes, served) = (body.len(), Served::of(&engine, parts.extensions.get())?);
         let most_values = MOST_VALUES * (1 + engine.limits().max_items_per_request);
         let work = move || {
             if has_more_values(&body, most_values) {
                 return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
             }
             let read = json::read(&body).map_err(|fault| ScoreError::invalid("body", fault));
-            read.map(|message| work(message, &model.info))
+            read.map(|message| work(message, &served))
         };
         let work = engine.unpack(&claim, bytes, work).await??;
         Ok((work, Call { priority, extensions: parts.extensions }))
     }
 
-    /// Scores items as a `Score` call does: one result each, in their order.
+    /// Scores items as a `Score` call does, with models of these names and revisions: a result of each for each item, in
+    /// their order.
     async fn score(
         &self,
         items: Vec<proto::ScoreItem>,
-        Call { priority, mut extensions }: Call,
-    ) -> Result<Vec<Result<proto::Score, String>>, Refused> {
+        models: &[Judge],
+        call: &Call,
+    ) -> Result<Vec<Vec<Result<proto::Score, String>>>, Refused> {
         // A rank that has nothing this time asks all the same.
         if items.is_empty() {
             return Ok(Vec::new());
         }
+        let mut extensions = call.extensions.clone();
         extensions.insert(self.patience);
-        let priority = match priority {
+        let priority = match call.priority {
             Priority::Training => proto::Priority::Training,
             Priority::Evaluation => proto::Priority::Evaluation,
         };
-        let message = proto::ScoreRequest { items, priority: priority.into(), ..Default::default() };
+        let message = proto::ScoreRequest {
+            items,
+            priority: priority.into(),
+            models: models.iter().map(|judge| judge.name.clone()).collect(),
+            wants_receipts: true,
+            ..Default::default()
+        };
         let request = tonic::Request::from_parts(MetadataMap::new(), extensions, message);
-        let results = self.handlers.score(request).await?.into_inner().results;
-        Ok(results.into_iter().map(outcome).collect())
+        let proto::ScoreResponse { results, receipts, .. } = self.handlers.score(request).await?.into_inner();
+        // What it said of the judges must be true of those who judged.
+        if receipts.iter().map(|receipt| &receipt.revision).ne(models.iter().map(|judge| &judge.revision)) {
+            return Err(ScoreError::Unavailable("a model was replaced while the call ran: try again").into());
+        }
+        Ok(results.into_iter().map(outcomes).collect())
+    }
+}
+
+/// A model that is to judge, as it was when the call was read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Judge {
+    name: String,
+    revision: String,
+}
+
+impl Judge {
+    fn of(model: &Model) -> Self {
+        Self { name: model.info.name.clone(), revision: model.info.revision.clone() }
     }
 }
 
@@ -172,14 +216,24 @@ fn priority(headers: &HeaderMap, path: Option<&Priority>) -> Result<Priority, Sc
     }
 }
 
-/// An item's score, or why it has none.
-fn outcome(result: proto::ScoreResult) -> Result<proto::Score, String> {
+/// An item's scores, one for each model, or why it has none.
+fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
+    use proto::model_outcome::Outcome as Of;
     use proto::score_result::Outcome;
-    match result.outcome {
-        Some(Outcome::Score(score)) => Ok(score),
-        Some(Outcome::Error(error)) => Err(error.message),
-        None => Err("this item has no result".into()),
+    let none = || Err("this item has no result".into());
+    if result.outcomes.is_empty() {
+        return vec![match result.outcome {
+            Some(Outcome::Score(score)) => Ok(score),
+            Some(Outcome::Error(error)) => Err(error.message),
+            None => none(),
+        }];
     }
+    let outcome = |outcome: proto::ModelOutcome| match outcome.outcome {
+        Some(Of::Score(score)) => Ok(score),
+        Some(Of::Error(error)) => Err(error.message),
+        None => none(),
+    };
+    result.outcomes.into_iter().map(outcome).collect()
 }
 
 /// An item of a prompt and a picture's file.

@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{ServiceExt, service_fn};
 
+use super::ModelOfPath;
 use crate::edge::grpc::{Handlers, of_call};
 use crate::edge::layers::CallService;
 use crate::edge::layers::method::{self, Method};
@@ -75,6 +76,16 @@ fn priority_of_path(uri: &mut Uri) -> Option<Priority> {
     Some(priority)
 }
 
+/// Takes `/models/NAME` off the beginning of a path, for the same clients.
+fn model_of_path(uri: &mut Uri) -> Option<ModelOfPath> {
+    let (name, rest) = uri.path_and_query()?.as_str().strip_prefix("/models/")?.split_once('/')?;
+    let (name, rest) = (name.to_owned(), format!("/{rest}").parse().ok()?);
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(rest);
+    *uri = Uri::from_parts(parts).ok()?;
+    Some(ModelOfPath(name))
+}
+
 /// Calls whose refusals are said as HTTP does, and held back until it makes sense to come again, but no call for longer
 /// than `patience` in all: neither UniRL's client nor Flow-Factory's waits by itself for as long as it is told. One that
 /// was refused for a full queue has waited there already.
@@ -84,6 +95,9 @@ pub fn translate(calls: impl CallService, handlers: Handlers, patience: Duration
         async move {
             if let Some(priority) = priority_of_path(request.uri_mut()) {
                 request.extensions_mut().insert(priority);
+            }
+            if let Some(model) = model_of_path(request.uri_mut()) {
+                request.extensions_mut().insert(model);
             }
             let compute = request.uri().path() == method::COMPUTE;
             let methods = methods(request.uri().path());

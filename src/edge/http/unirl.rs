@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -17,10 +18,10 @@ use serde_json::{Value, json};
 use tonic::Status;
 
 use super::json::{Base64, Structured};
-use super::{Edge, Reply, item};
+use super::{Edge, Judge, Reply, Served, item};
 use crate::edge::grpc::status;
 use crate::edge::proto;
-use crate::engine::ModelInfo;
+use crate::engine::Model;
 use crate::error::{ScoreError, quoted};
 use crate::model::profile::Output;
 
@@ -29,57 +30,80 @@ const PROTOCOL: &str = "1";
 /// The most bytes of a name that a client gives to a sample and reads again beside its result.
 const MOST_NAME: usize = 256;
 
-/// What can be asked for. The standard deviation is a reward of its own, which only those have who name it: beside the
-/// mean, under one name, it would be averaged with it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Reward {
-    Spatialscore,
-    SpatialscoreStddev,
+/// The reward of a model that has no name of its own; where models have names, of the default one.
+const OWN: &str = "spatialscore";
+/// Behind the name of a reward: its standard deviation. That is a reward of its own, which only those have who name it:
+/// beside the mean, under one name, it would be averaged with it.
+const STDDEV: &str = "_stddev";
+
+/// What can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Reward {
+    name: String,
+    judge: Judge,
+    stddev: bool,
 }
 
 impl Reward {
-    /// Those that a checkpoint gives.
-    pub(super) fn of(info: &ModelInfo) -> &'static [Self] {
-        match info.output {
-            Output::Gaussian => &[Self::Spatialscore, Self::SpatialscoreStddev],
-            Output::Scalar | Output::Probability => &[Self::Spatialscore],
-        }
-    }
-
     /// As clients of gRPC have it, who widen it: the shortest decimal of an `f32` is another `f64`.
-    fn value(self, score: &proto::Score) -> Result<f64, String> {
-        match self {
-            Self::Spatialscore => Ok(score.mean.into()),
-            Self::SpatialscoreStddev => {
-                score.stddev.map(f64::from).ok_or("this checkpoint gives no standard deviation".into())
-            }
+    fn value(&self, score: &proto::Score) -> Result<f64, String> {
+        if self.stddev {
+            score.stddev.map(f64::from).ok_or("this checkpoint gives no standard deviation".into())
+        } else {
+            Ok(score.mean.into())
         }
     }
 }
 
-/// By hand, since serde would quote whole what it does not know.
-impl<'de> Deserialize<'de> for Reward {
+/// The name by which a model's reward is asked for.
+fn name_of(model: &Model) -> &str {
+    if model.terms.named { &model.info.name } else { OWN }
+}
+
+impl Served {
+    /// The names of all rewards that are given.
+    pub(super) fn rewards(&self) -> Vec<String> {
+        let of = |model: &Arc<Model>| {
+            let mean = name_of(model).to_owned();
+            let stddev = (model.info.output == Output::Gaussian).then(|| format!("{mean}{STDDEV}"));
+            std::iter::once(mean).chain(stddev)
+        };
+        self.all.iter().flat_map(of).collect()
+    }
+
+    /// The reward of this name.
+    fn reward(&self, name: &str) -> Result<Reward, String> {
+        let model = |name: &str| {
+            let named = self.all.iter().find(|model| name_of(model) == name);
+            named.or_else(|| (name == OWN).then_some(&self.own))
+        };
+        let mean = model(name).map(|model| (model, false));
+        let found = mean.or_else(|| Some((model(name.strip_suffix(STDDEV)?)?, true)));
+        let (model, stddev) = found.ok_or_else(|| {
+            format!("unknown reward {}; there are {}", quoted(name), self.rewards().join(", "))
+        })?;
+        Ok(Reward { name: name.to_owned(), judge: Judge::of(model), stddev })
+    }
+}
+
+/// A reward's name, as long as a model's can be. By hand, since serde would quote whole what it does not know.
+struct RewardName(String);
+
+impl<'de> Deserialize<'de> for RewardName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Name;
         impl Visitor<'_> for Name {
-            type Value = Reward;
+            type Value = RewardName;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a reward's name")
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Reward, E> {
-                match name {
-                    "spatialscore" => Ok(Reward::Spatialscore),
-                    "spatialscore_stddev" => Ok(Reward::SpatialscoreStddev),
-                    other => {
-                        let other = quoted(other);
-                        Err(E::custom(format!(
-                            "unknown reward {other}; there are spatialscore and spatialscore_stddev"
-                        )))
-                    }
+            fn visit_str<E: Error>(self, name: &str) -> Result<RewardName, E> {
+                if name.len() > MOST_NAME {
+                    return Err(E::custom(format!("unknown reward {}", quoted(name))));
                 }
+                Ok(RewardName(name.to_owned()))
             }
         }
         deserializer.deserialize_str(Name)
@@ -97,7 +121,7 @@ struct ScoreRequest {
 struct Sample {
     /// The last turn has the prompt and the picture that count.
     history: Structured<Vec<Structured<Turn>>>,
-    required_rewards: Structured<Vec<Reward>>,
+    required_rewards: Structured<Vec<RewardName>>,
     #[serde(flatten)]
     identity: Identity,
 }
@@ -145,8 +169,8 @@ impl Identity {
 /// The answer. What has no score stands in `errors` and not in `results`.
 #[derive(Default, Serialize)]
 pub(super) struct ScoreResponse {
-    results: Vec<BTreeMap<Reward, BTreeMap<Reward, f64>>>,
-    errors: Vec<BTreeMap<Reward, String>>,
+    results: Vec<BTreeMap<String, BTreeMap<String, f64>>>,
+    errors: Vec<BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol_version: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -155,26 +179,62 @@ pub(super) struct ScoreResponse {
 
 /// `GET /rewards`.
 pub(super) async fn rewards(State(edge): State<Edge>) -> Reply<Value> {
-    let engine = edge.handlers.engine()?;
-    Ok(Json(json!({"rewards": Reward::of(&engine.models().one("")?.info)})))
+    let served = Served::of(&*edge.handlers.engine()?, None)?;
+    Ok(Json(json!({"rewards": served.rewards()})))
 }
 
 /// `POST /score`.
 pub(super) async fn score(State(edge): State<Edge>, request: Request<Body>) -> Reply<ScoreResponse> {
-    let (Work { mut answer, wanted, items }, call) = edge.read(request, Work::of).await?;
-    let outcomes = edge.score(items, call).await?;
-    for (rewards, outcome) in wanted.into_iter().zip(outcomes) {
-        let (mut scores, mut errors) = (BTreeMap::new(), BTreeMap::new());
-        for reward in rewards {
-            match outcome.as_ref().map_err(String::clone).and_then(|score| reward.value(score)) {
-                Ok(value) => drop(scores.insert(reward, BTreeMap::from([(reward, value)]))),
-                Err(reason) => drop(errors.insert(reward, reason)),
+    let (Work { mut answer, wanted, items, own }, call) = edge.read(request, Work::of).await?;
+    // Samples that want the same models go together; as a rule all do.
+    let mut groups: BTreeMap<Vec<Judge>, Vec<(usize, proto::ScoreItem)>> = BTreeMap::new();
+    for (index, (rewards, item)) in wanted.iter().zip(items).enumerate() {
+        let mut judges = judges(rewards);
+        if judges.is_empty() {
+            // It wants nothing, and hears whether it could have been scored.
+            judges.push(own.clone());
+        }
+        groups.entry(judges).or_default().push((index, item));
+    }
+    answer.results.resize_with(wanted.len(), BTreeMap::new);
+    answer.errors.resize_with(wanted.len(), BTreeMap::new);
+    for (judges, group) in groups {
+        let (places, items): (Vec<usize>, Vec<_>) = group.into_iter().unzip();
+        let outcomes = edge.score(items, &judges, &call).await?;
+        for (place, outcomes) in places.into_iter().zip(outcomes) {
+            for reward in wanted.get(place).into_iter().flatten() {
+                let own = judges.iter().position(|judge| *judge == reward.judge);
+                let outcome = own.and_then(|own| outcomes.get(own)).map(Result::as_ref);
+                let outcome = outcome.unwrap_or(Err(&no_result())).map_err(String::clone);
+                let name = reward.name.clone();
+                match outcome.and_then(|score| reward.value(score)) {
+                    Ok(value) => {
+                        let values = BTreeMap::from([(name.clone(), value)]);
+                        answer.results.get_mut(place).map(|results| results.insert(name, values));
+                    }
+                    Err(reason) => {
+                        drop(answer.errors.get_mut(place).map(|errors| errors.insert(name, reason)))
+                    }
+                }
             }
         }
-        answer.results.push(scores);
-        answer.errors.push(errors);
     }
     Ok(Json(answer))
+}
+
+fn no_result() -> String {
+    "this item has no result".to_owned()
+}
+
+/// The models of these rewards, each once.
+fn judges(rewards: &[Reward]) -> Vec<Judge> {
+    let mut judges: Vec<Judge> = Vec::new();
+    for reward in rewards {
+        if !judges.contains(&reward.judge) {
+            judges.push(reward.judge.clone());
+        }
+    }
+    judges
 }
 
 /// What a request asks for, and the beginning of its answer.
@@ -182,10 +242,12 @@ struct Work {
     answer: ScoreResponse,
     wanted: Vec<Vec<Reward>>,
     items: Vec<proto::ScoreItem>,
+    /// What judges where nothing is named.
+    own: Judge,
 }
 
 impl Work {
-    fn of(asked: ScoreRequest, model: &ModelInfo) -> Result<Self, Status> {
+    fn of(asked: ScoreRequest, served: &Served) -> Result<Self, Status> {
         let ScoreRequest { protocol_version, requests: Structured(requests) } = asked;
         if let Some(other) = protocol_version.as_ref().filter(|&version| version != PROTOCOL) {
             let reason = format!("is {}; only {PROTOCOL:?} is spoken here", quoted(other));
@@ -204,10 +266,18 @@ impl Work {
                 let reason = format!("must be null, a number, or a text of at most {MOST_NAME} bytes");
                 return Err(refuse(name, reason));
             }
-            let served = Some(model.revision.clone());
-            let pinned = std::mem::replace(&mut identity.scorer_version, served);
-            if let Some(other) = pinned.filter(|pinned| *pinned != model.revision) {
-                let reason = format!("is pinned to {}; this server has {:?}", quoted(&other), model.revision);
+            let reward = |(n, RewardName(name)): (usize, &RewardName)| {
+                let place = format!("requests[{index}].required_rewards[{n}]");
+                served.reward(name).map_err(|reason| status(&ScoreError::invalid("", reason), &place))
+            };
+            let rewards = rewards.iter().enumerate().map(reward).collect::<Result<Vec<Reward>, _>>()?;
+            // Of several models, all of them in the order in which they are asked for.
+            let revisions: Vec<String> = judges(&rewards).into_iter().map(|judge| judge.revision).collect();
+            let revision =
+                if revisions.is_empty() { served.own.info.revision.clone() } else { revisions.join("+") };
+            let pinned = identity.scorer_version.replace(revision.clone());
+            if let Some(other) = pinned.filter(|pinned| *pinned != revision) {
+                let reason = format!("is pinned to {}; this server has {revision:?}", quoted(&other));
                 return Err(refuse("scorer_version", reason));
             }
             let Some(Structured(Turn { text, image_b64: Some(Base64(file)) })) = history.pop() else {
@@ -225,6 +295,6 @@ impl Work {
             identities.clear();
         }
         let answer = ScoreResponse { protocol_version, identities, ..ScoreResponse::default() };
-        Ok(Self { answer, wanted, items })
+        Ok(Self { answer, wanted, items, own: Judge::of(&served.own) })
     }
 }

@@ -27,11 +27,17 @@ pub struct Method {
     pub http: bool,
 }
 
-static METHODS: [Method; 13] = [
+static METHODS: [Method; 19] = [
     grpc("Score", "/spatialscore.v1.SpatialScoreService/Score").scoring(),
     grpc("ScoreStream", "/spatialscore.v1.SpatialScoreService/ScoreStream").scoring().streaming(),
     grpc("GetModel", "/spatialscore.v1.SpatialScoreService/GetModel").scoring(),
     grpc("ListModels", "/spatialscore.v1.SpatialScoreService/ListModels").scoring(),
+    grpc("LoadModel", "/spatialscore.v1.AdminService/LoadModel"),
+    grpc("ReplaceModel", "/spatialscore.v1.AdminService/ReplaceModel"),
+    grpc("UnloadModel", "/spatialscore.v1.AdminService/UnloadModel"),
+    grpc("SleepModel", "/spatialscore.v1.AdminService/SleepModel"),
+    grpc("WakeModel", "/spatialscore.v1.AdminService/WakeModel"),
+    grpc("DescribeModels", "/spatialscore.v1.AdminService/DescribeModels"),
     grpc("Check", "/grpc.health.v1.Health/Check").without_token(),
     grpc("List", "/grpc.health.v1.Health/List").without_token(),
     grpc("Watch", "/grpc.health.v1.Health/Watch").without_token(),
@@ -86,7 +92,7 @@ mod tests {
     #[test]
     fn the_table_has_the_methods_that_there_are() {
         let contracts = [
-            proto::DESCRIPTORS,
+            proto::ALL_DESCRIPTORS,
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
             tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ];
@@ -99,7 +105,7 @@ mod tests {
                     assert_eq!((method.path, method.label), (&*path, described.name()));
                     assert_eq!(method.streaming, described.client_streaming(), "{path}");
                     assert_eq!(method.token, file.package() != "grpc.health.v1", "{path}");
-                    assert_eq!(method.scoring, file.package() == "spatialscore.v1", "{path}");
+                    assert_eq!(method.scoring, service.name() == "SpatialScoreService", "{path}");
                     found += 1;
                 }
             }

@@ -10,6 +10,7 @@ What a call cannot score raises; see `errors`. numpy, Pillow and torch are accep
 never imported where not.
 """
 
+from .admin import AdminClient
 from .aio import AsyncSpatialScoreClient
 from .client import SpatialScoreClient
 from .errors import (
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "TLS",
+    "AdminClient",
     "AsyncSpatialScoreClient",
     "AuthenticationError",
     "BusyError",
