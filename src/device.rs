@@ -6,7 +6,7 @@ use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::thread::available_parallelism;
 
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device, Kind, Tensor};
 
 /// CUDA's half of libtorch. Its run path, and the binary's, say where it lies: beside `libtorch_cpu.so`.
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
@@ -177,6 +177,16 @@ pub fn free_memory(device: Device) -> Option<u64> {
         Device::Cuda(index) => free_cuda_memory(i32::try_from(index).ok()?),
         _ => None,
     }
+}
+
+/// Gives memory that nothing uses any more back to a device, by its name, for other processes to have. On the CPU
+/// [`crate::process::trim`] does.
+pub fn release(name: &str) {
+    let Ok(device @ Device::Cuda(_)) = parse(name) else { return };
+    // What libtorch keeps for later use it lets go of before it reports that there is not enough. tch has no other way to
+    // say so; no device has as much as this.
+    const MORE_THAN_THERE_IS: i64 = 1 << 48;
+    let _ = Tensor::f_empty([MORE_THAN_THERE_IS], (Kind::Uint8, device));
 }
 
 fn free_cpu_memory() -> Option<u64> {

@@ -77,7 +77,7 @@ impl Examination {
     pub fn rehearse(self) -> Result<Option<String>, LoadError> {
         let (blueprint, processor) = self.accept()?;
         let test = SelfTest::new(&processor).map_err(|error| LoadError::Limits(error.to_string()))?;
-        let run = || test.run(&mut RewardModel::build(blueprint, processor.reading())?);
+        let run = || Ok(test.run(&mut RewardModel::build(blueprint, processor.reading())?)?.remark);
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))
     }
 

@@ -15,11 +15,11 @@ use super::models::{Model, Models, State};
 use super::self_test::Proofs;
 use super::{LoadError, Loaded, Memory, SelfTest, Terms};
 use crate::config::{ModelSettings, Settings};
-use crate::model::Scorer;
-use crate::process;
+use crate::model::{Scorer, SelfTested};
 use crate::scheduler::worker::{self, Make, Post};
 use crate::scheduler::{Queue, Tag};
 use crate::telemetry::{CONSTANT_SCORES, ModelLabels};
+use crate::{device, process};
 
 /// One model or several.
 pub trait IntoLoaded: Send {
@@ -203,14 +203,15 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
 
     /// Has all workers let go of a model, and gives its memory back.
     fn let_go(&self, id: u64) {
-        let rosters: Vec<_> = lock(&self.rosters).values().cloned().collect();
-        for roster in &rosters {
+        let rosters = lock(&self.rosters).clone();
+        for roster in rosters.values() {
             roster.take(id);
         }
-        let gone = || rosters.iter().all(|roster| !roster.has().borrow().contains(&id));
+        let gone = || rosters.values().all(|roster| !roster.has().borrow().contains(&id));
         if !holds_within(BATCH, gone) {
             tracing::error!("a worker still has a model that it should have let go");
         }
+        rosters.keys().for_each(|device| device::release(device));
         process::trim();
     }
 
@@ -234,6 +235,8 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
             .filter(|(_, state)| *state == State::Serving)
             .map(|(model, _)| (model.info.name.clone(), model.terms.memory.clone()))
             .collect();
+        // What is kept for later use is free to the one that comes.
+        lock(&self.rosters).keys().for_each(|device| device::release(device));
         let loaded = (loader.load)(&self.settings, wanted, &there)?;
         let mut candidate = Candidate::new(loaded)?;
         let (id, makers) = (candidate.tag.id, candidate.makers());
@@ -400,11 +403,12 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
             let (proofs, place) = (Arc::clone(&self.proofs), device.clone());
             let make: Make<S, LoadError> = Arc::new(move || {
                 let mut scorer = make()?;
-                if let Some(found) = test.run(&mut scorer)? {
+                let SelfTested { remark: found, scores } = test.run(&mut scorer)?;
+                if let Some(found) = found {
                     tracing::error!(model = &*tag.name, found, "the self-test at load");
                     remark.get_or_init(|| found);
                 }
-                proofs.hold(&place, test.scores(&mut scorer)?)?;
+                proofs.hold(&place, scores)?;
                 Ok(scorer)
             });
             (device.clone(), make)

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::engine::LoadError;
 use crate::error::ScoreError;
-use crate::model::{Sample, Score, Scorer};
+use crate::model::{Sample, Score, Scorer, SelfTested};
 use crate::processor::{Picture, Processor};
 
 /// Two that have nothing to do with each other, and two that keep whatever limits can be kept.
@@ -49,23 +49,14 @@ impl SelfTest {
         })
     }
 
-    /// The scores of all items, each alone, so that they are the same whenever and wherever they are made.
-    ///
-    /// # Errors
-    /// It cannot score.
-    pub fn scores(&self, scorer: &mut impl Scorer) -> Result<Vec<Score>, LoadError> {
-        let items = std::iter::once(&self.cheapest).chain(self.crossed.iter().flatten());
-        let score = |item| scorer.score(&[item]).map_err(|error| LoadError::Probe(error.to_string()));
-        Ok(items.map(score).collect::<Result<Vec<_>, _>>()?.concat())
-    }
-
-    /// Whether a model passes, and what callers must know of it.
+    /// Whether a model passes, what callers must know of it, and what it scored: the same items together each time, so that
+    /// the same model gives the same bits.
     ///
     /// # Errors
     /// It cannot score, or gives no finite number.
-    pub fn run(&self, scorer: &mut impl Scorer) -> Result<Option<String>, LoadError> {
+    pub fn run(&self, scorer: &mut impl Scorer) -> Result<SelfTested, LoadError> {
         let refuse = |error: String| LoadError::Probe(error);
-        let scores = scorer.score(&[&self.cheapest]).map_err(|e| refuse(e.to_string()))?;
+        let mut scores = scorer.score(&[&self.cheapest]).map_err(|e| refuse(e.to_string()))?;
         match scores.first() {
             None => return Err(refuse("it gave no score".into())),
             Some(score) if !score.is_finite() => {
@@ -73,10 +64,10 @@ impl SelfTest {
             }
             Some(_) => {}
         }
-        match &self.crossed {
-            Some(samples) => scorer.self_test(samples).map_err(|e| refuse(e.to_string())),
-            None => Ok(None),
-        }
+        let Some(samples) = &self.crossed else { return Ok(SelfTested { remark: None, scores }) };
+        let crossed = scorer.self_test(samples).map_err(|e| refuse(e.to_string()))?;
+        scores.extend(crossed.scores);
+        Ok(SelfTested { remark: crossed.remark, scores })
     }
 }
 

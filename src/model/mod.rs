@@ -17,4 +17,4 @@ mod scorer;
 
 pub use reward_model::{Blueprint, RewardModel};
 pub use sample::{AnswerIds, Branch, Component, Normalisation, Patches, Reading, Sample, Score};
-pub use scorer::{ModelError, Scorer};
+pub use scorer::{ModelError, Scorer, SelfTested};

@@ -8,7 +8,7 @@ use super::checkpoint::{CheckpointError, CheckpointFiles, Fault, Weights};
 use super::cpu_parallel::Lanes;
 use super::profile::{Output, Positions, RewardConfig};
 use super::readout::{LM_HEAD, Readout, Reads, expected_tensors};
-use super::{ModelError, Reading, Sample, Score, Scorer};
+use super::{ModelError, Reading, Sample, Score, Scorer, SelfTested};
 
 /// The weight that has a row for every token.
 const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
@@ -238,26 +238,28 @@ impl Scorer for RewardModel {
         Ok(self.readout.scores(&columns, &branches)?)
     }
 
-    fn self_test(&mut self, samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {
+    fn self_test(&mut self, samples: &[Sample; 4]) -> Result<SelfTested, ModelError> {
         let scores = self.score(&samples.each_ref())?;
         if let Some(score) = scores.iter().find(|score| !score.is_finite()) {
             return Err(ModelError::Sample(format!("a score is not finite: {score}")));
         }
-        let [a, b, c, d] = <[Score; 4]>::try_from(scores)
-            .map_err(|scores| ModelError::Sample(format!("{} scores for 4 samples", scores.len())))?
+        let [a, b, c, d] = <&[Score; 4]>::try_from(scores.as_slice())
+            .map_err(|_| ModelError::Sample(format!("{} scores for 4 samples", scores.len())))?
+            .each_ref()
             .map(|score| score.mean);
         // Less than what the neighbours in a batch change is no difference.
         let scale = [a, b, c, d].map(f32::abs).into_iter().fold(0.0, f32::max);
         let alike = |one: f32, other: f32| (one - other).abs() <= ROUNDING * scale;
         let (in_picture, in_prompt) = (alike(a, b) && alike(c, d), alike(a, c) && alike(b, d));
-        Ok(match (in_picture, in_prompt) {
+        let remark = match (in_picture, in_prompt) {
             (true, true) => {
                 Some(format!("EVERY SCORE IS {a}: two pictures under two prompts are scored alike"))
             }
             (true, false) => Some("THE PICTURE DOES NOT MATTER: two of them are scored alike".to_owned()),
             (false, true) => Some("THE PROMPT DOES NOT MATTER: a picture has one score under two".to_owned()),
             (false, false) => None,
-        })
+        };
+        Ok(SelfTested { remark, scores })
     }
 
     /// After an error that leaves a CUDA context dead, even a single number cannot be made and fetched.

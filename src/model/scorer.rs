@@ -38,19 +38,28 @@ pub trait Scorer {
         self.collect(running)
     }
 
-    /// Scores these samples before any caller's: two pictures under one prompt, then the same two under another. Says in
-    /// words for people what callers must know of the scores: that they do not differ. A fake has nothing to say.
+    /// Scores these samples before any caller's: two pictures under one prompt, then the same two under another. A fake
+    /// has nothing to show.
     ///
     /// # Errors
     /// As [`Scorer::score`], and where a score is not finite.
-    fn self_test(&mut self, _samples: &[Sample; 4]) -> Result<Option<String>, ModelError> {
-        Ok(None)
+    fn self_test(&mut self, _samples: &[Sample; 4]) -> Result<SelfTested, ModelError> {
+        Ok(SelfTested::default())
     }
 
     /// Asked after a failure: whether the device can compute nothing any more, so that only a new scorer can.
     fn is_lost(&mut self) -> bool {
         false
     }
+}
+
+/// What a self-test showed.
+#[derive(Debug, Default)]
+pub struct SelfTested {
+    /// In words for people what callers must know of the scores: that they do not differ.
+    pub remark: Option<String>,
+    /// The scores.
+    pub scores: Vec<Score>,
 }
 
 /// Why a forward pass failed.
