@@ -91,7 +91,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     checkpoint: Option<String>,
     /// A model of a name, which callers ask for by it; may be given several times, the default one first, in place of
-    /// --checkpoint, --revision and --profile [[[models]]].
+    /// --checkpoint, --revision and --profile [models, a table each].
     #[arg(long, value_name = "NAME=CHECKPOINT[,profile=…,device=…,dtype=…]")]
     model: Vec<String>,
     /// The branch, tag or commit of a hub id [model.revision; default: main].

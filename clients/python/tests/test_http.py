@@ -277,7 +277,7 @@ def test_unirl_can_pin_the_checkpoint(server: Server, unirl: Any) -> None:
 def test_unirl_sees_what_is_not_served(server: Server, unirl: Any) -> None:
     with pytest.raises(ValueError, match="clip"):
         unirl(server.http, ("spatialscore", "clip")).is_available()
-    with pytest.raises(requests.HTTPError, match="400 Client Error: body: .*required_rewards"):
+    with pytest.raises(requests.HTTPError, match=r"400 Client Error: requests\[0\]\.required_rewards\[0\]: unknown"):
         unirl(server.http, ("clip",)).score([PROMPT], [drawn(0)])
 
 
