@@ -489,7 +489,7 @@ async fn a_stream_waits_until_there_is_room_for_its_message_and_a_call_is_refuse
     };
     server.device.hold();
     let first = streamed(1..6);
-    server.device.reached(1).await;
+    server.device.occupied().await;
     // What is on the device and what waits for it has its pixels; the next one waits for room with its bytes.
     let plain = client.clone();
     let zipped = server.client().await.send_compressed(CompressionEncoding::Gzip);

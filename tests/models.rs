@@ -280,7 +280,7 @@ async fn all_items_of_all_models_find_room_together_or_none_does() {
         let request = both(vec![11, 12]);
         async move { client.score(request).await }
     });
-    a.reached(11).await;
+    a.occupied().await;
     // Of its four places one is on the device; four more are not there, though two are.
     let mut other = server.client_from("127.0.0.2").await;
     let status = other.score(both(vec![21, 22])).await.unwrap_err();
@@ -312,16 +312,15 @@ async fn a_batch_is_of_one_model_and_no_model_starves() {
         let request = proto::ScoreRequest { models: names(&["a"]), ..request((0..120).map(|n| n % 100 + 1)) };
         async move { client.score(request).await }
     });
-    a.reached(1).await;
+    a.occupied().await;
     let few = tokio::spawn({
         let mut client = server.client_from("127.0.0.2").await;
         let request = proto::ScoreRequest { models: names(&["b"]), ..request([201, 202]) };
         async move { client.score(request).await }
     });
-    // It waits in line with its places.
-    until(|| common::metric("spatialscore_queue_items{priority=\"training\"}") >= 100.0).await;
-    // Thirty batches of the first take two seconds and more.
-    a.pace(std::time::Duration::from_millis(20));
+    // Long enough for it to wait in line. Thirty batches of the first take six seconds.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    a.pace(std::time::Duration::from_millis(50));
     a.release();
     let answer = soon(few).await.unwrap().unwrap().into_inner();
     assert_eq!(outcomes(&answer), [Ok(201.0), Ok(202.0)]);

@@ -97,6 +97,8 @@ pub struct FakeDevice {
     released: Condvar,
     /// The shades of each forward, from the moment it began.
     forwards: watch::Sender<Vec<Vec<u8>>>,
+    /// How many forwards had begun when it was held.
+    before: AtomicUsize,
     /// How long it computes an item.
     pace: Mutex<Duration>,
     /// The most items that fit its memory.
@@ -113,6 +115,7 @@ impl FakeDevice {
             held: Mutex::new(held),
             released: Condvar::new(),
             forwards: watch::Sender::default(),
+            before: AtomicUsize::new(0),
             pace: Mutex::default(),
             memory: AtomicUsize::new(usize::MAX),
             made: AtomicUsize::new(0),
@@ -122,6 +125,7 @@ impl FakeDevice {
 
     /// From now on nothing passes.
     pub fn hold(&self) {
+        self.before.store(self.forwards.borrow().len(), Ordering::SeqCst);
         *self.held.lock().unwrap() = true;
     }
 
@@ -161,6 +165,13 @@ impl FakeDevice {
 
     fn pass(&self) {
         drop(self.released.wait_while(self.held.lock().unwrap(), |held| *held).unwrap());
+    }
+
+    /// Waits until a forward has begun since it was held; the shades of it. Of several pictures any may be the first:
+    /// they are prepared side by side.
+    pub async fn occupied(&self) -> Vec<u8> {
+        let (mut forwards, before) = (self.forwards.subscribe(), self.before.load(Ordering::SeqCst));
+        soon(forwards.wait_for(|seen| seen.len() > before)).await.unwrap()[before].clone()
     }
 
     /// Waits until a picture of this shade has reached a forward.
