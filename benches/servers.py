@@ -74,11 +74,12 @@ class Server:
 
 @contextlib.contextmanager
 def ours(checkpoint, out, *flags):
-    """`spatialscore serve`; gives the server, its gRPC address and its metrics' URL."""
+    """`spatialscore serve`; gives the server, its gRPC address and its metrics' URL. No checkpoint: flags name the models."""
     port, metrics = free_port(), free_port()
     url = f"http://127.0.0.1:{metrics}/metrics"
     listen = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics}"]
-    command = [BINARY, "serve", "--checkpoint", checkpoint, "--device", "cpu", *listen, *flags]
+    served = ["--checkpoint", checkpoint] if checkpoint else []
+    command = [BINARY, "serve", *served, "--device", "cpu", *listen, *flags]
     log = out / "spatialscore.log"
     server = Server(command, log, lambda: "serving" in log.read_text())
     try:
