@@ -6,7 +6,7 @@ mod common;
 mod golden;
 
 use common::process::{Server, get, run};
-use common::{TestServer, encoded, growth, item, outcomes, request, soon, until};
+use common::{TestServer, encoded, growth, item, outcomes, request, soon};
 use golden::Case;
 use serde_json::json;
 use spatialscore::edge::proto;
@@ -489,6 +489,30 @@ fn the_command_line_asks_models_by_name() {
     let (code, _, said) = score(&["--model", "c"]);
     assert_eq!(code, 1);
     assert!(said.contains("there is no model \"c\"; there are a, b"), "{said}");
+}
+
+#[test]
+fn load_asks_models_by_name() {
+    let server = Server::of_models(&["a=flat", "b=mlp"], &[]);
+    let load = |more: &[&str]| {
+        let command = ["load", "--server", &server.address, "--side=64", "--seconds=1", "--callers=2"];
+        run(&[&command, more].concat())
+    };
+    let (code, out, said) = load(&["--group=2", "--model=b", "--model=a", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let step: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+    let pictures = step["pictures_per_second"].as_f64().unwrap() * step["seconds"].as_f64().unwrap();
+    assert!(pictures > 0.0 && step["failed"] == 0, "{step}");
+    let page = get(server.metrics_address(), "/metrics");
+    for model in ["a", "b"] {
+        let line = format!("spatialscore_items_total{{model=\"{model}\",outcome=\"OK\"}} ");
+        let count = page.lines().find_map(|l| l.strip_prefix(&line)).expect("it is measured");
+        assert!(count.parse::<f64>().unwrap() >= pictures, "{line}{count} of {pictures}");
+    }
+    let (code, _, said) = load(&["--model=c"]);
+    assert!(code == 1 && said.contains("there is no model \"c\"; there are a, b"), "{said}");
+    let (code, _, said) = load(&["--group=129", "--model=a", "--model=b"]);
+    assert!(code == 1 && said.contains("--group 129 by 2 models: the server takes 256 items"), "{said}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use tonic_types::StatusExt;
 
 use super::bench::{PROMPT, noise};
 use super::connection::{Client, Connection, RETRY_EVERY, Servers, Unanswered, Urgency};
+use super::score::outcomes;
 use super::{USAGE, fail};
 use crate::edge::proto;
 
@@ -39,12 +40,14 @@ Examples:
       How the rate grows with 1, 2, 4, … 32 callers, and from where on it does not.
   spatialscore load --server gpu-0:50051,gpu-1:50051 --callers 128 --side 1024
       A fleet: callers are spread over all servers.
+  spatialscore load --model hpsv3 --model layout
+      What it gives with two models for each picture.
   spatialscore load --priority evaluation --callers 4
       Beside a training job, on what it leaves.
 
 Columns:
   callers     that have a call under way, all the time
-  pictures/s  that were scored
+  pictures/s  that were scored, by all models that are asked
   call        from its first attempt to its answer, waits after refusals included: half of all calls, 95 and 99 of 100
   queue       of that, the wait for the device, as the server tells it: half of all calls, 95 of 100
   refused     attempts that heard RESOURCE_EXHAUSTED, and came again when they were told to
@@ -78,6 +81,9 @@ pub struct Arguments {
     #[arg(long, value_name = "PIXELS", default_value_t = 512, conflicts_with = "images",
         value_parser = clap::value_parser!(u32).range(1..=8192))]
     side: u32,
+    /// A model of a server that has several, by its name; may be given several times. Without one, its default model.
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
     /// How urgent it is beside what others ask of the server.
     #[arg(long, value_enum, default_value_t = Urgency::Training)]
     priority: Urgency,
@@ -138,14 +144,28 @@ async fn steps(
     servers: &Servers,
     pictures: Vec<Bytes>,
 ) -> Result<usize, Box<dyn std::error::Error>> {
-    let (_, model) = servers.first(arguments.timeout).await?;
-    let most = model.limits.map_or(u32::MAX, |limits| limits.max_items_per_request);
-    if u32::from(arguments.group) > most {
-        return Err(format!("--group {}: the server takes {most} items in a call", arguments.group).into());
+    let (mut client, default) = servers.first(arguments.timeout).await?;
+    let most = default.limits.map_or(u32::MAX, |limits| limits.max_items_per_request);
+    let models =
+        if arguments.model.is_empty() { vec![default] } else { named(&mut client, arguments).await? };
+    let (group, each) = (u32::from(arguments.group), models.len() as u32);
+    if group * each > most {
+        let by = if each > 1 { format!(" by {each} models") } else { String::new() };
+        return Err(format!("--group {group}{by}: the server takes {most} items in a call").into());
+    }
+    let pictures_of = |model: &proto::GetModelResponse| model.pictures.max(1) as usize;
+    let references = pictures_of(&models[0]) - 1;
+    if models.iter().any(|model| pictures_of(model) != references + 1) {
+        return Err(
+            "--model: an item of these models has different numbers of pictures; load them apart".into()
+        );
     }
     let out = &mut io::stdout();
     if !arguments.json {
-        writeln!(out, "{} {}, {}\n", model.name, model.revision, model.devices.join(", "))?;
+        for model in &models {
+            writeln!(out, "{} {}, {}", model.name, model.revision, model.devices.join(", "))?;
+        }
+        writeln!(out)?;
         writeln!(
             out,
             "| callers | pictures/s | call s: 50 / 95 / 99 % | queue s: 50 / 95 % | refused | failed |"
@@ -154,7 +174,9 @@ async fn steps(
     }
     let work = Arc::new(Work {
         pictures,
+        references,
         group: arguments.group.into(),
+        models: arguments.model.clone(),
         priority: arguments.priority.into(),
         timeout: Duration::from_secs(arguments.timeout),
     });
@@ -175,10 +197,26 @@ async fn steps(
     Ok(rows.iter().map(|row| row.failed).sum())
 }
 
+/// What the server says of the models that are asked by name.
+async fn named(
+    client: &mut Client,
+    arguments: &Arguments,
+) -> Result<Vec<proto::GetModelResponse>, Box<dyn std::error::Error>> {
+    let mut models = Vec::new();
+    for name in &arguments.model {
+        let answer = client.get_model(proto::GetModelRequest { name: name.clone() }).await;
+        models.push(answer.map_err(Unanswered::from)?.into_inner());
+    }
+    Ok(models)
+}
+
 /// What every call sends.
 struct Work {
     pictures: Vec<Bytes>,
+    /// How many pictures a model reads before the judged one.
+    references: usize,
     group: usize,
+    models: Vec<String>,
     priority: proto::Priority,
     timeout: Duration,
 }
@@ -186,13 +224,17 @@ struct Work {
 impl Work {
     /// A group of which no item is like any other that was ever sent: its prompts tell them apart.
     fn request(&self, step: usize, caller: usize, call: usize) -> proto::ScoreRequest {
+        let image =
+            |picture: &Bytes| proto::Image { source: Some(proto::image::Source::Encoded(picture.clone())) };
         let item = |(place, picture): (usize, &Bytes)| proto::ScoreItem {
             prompt: Some(format!("{PROMPT} Take {step}-{caller}-{call}-{place} of {}.", std::process::id())),
-            image: Some(proto::Image { source: Some(proto::image::Source::Encoded(picture.clone())) }),
+            image: Some(image(picture)),
+            references: vec![image(picture); self.references],
             ..Default::default()
         };
         let items = self.pictures.iter().cycle().take(self.group).enumerate().map(item).collect();
-        proto::ScoreRequest { items, priority: self.priority.into(), ..Default::default() }
+        let (priority, models) = (self.priority.into(), self.models.clone());
+        proto::ScoreRequest { items, priority, models, ..Default::default() }
     }
 }
 
@@ -268,7 +310,7 @@ async fn call(client: &mut Client, request: proto::ScoreRequest, time: Duration)
         attempt.set_timeout(left);
         let answer = timeout(left, client.score(attempt)).await;
         match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer within --timeout"))) {
-            Ok(response) => break scored(response.into_inner()),
+            Ok(response) => break scored(response.into_inner(), request.models.len()),
             Err(status) if status.code() == Code::ResourceExhausted => {
                 refused += 1;
                 let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -280,25 +322,19 @@ async fn call(client: &mut Client, request: proto::ScoreRequest, time: Duration)
     Call { at: Instant::now(), seconds: start.elapsed().as_secs_f64(), refused, outcome }
 }
 
-/// How many pictures have a score, if all have, and how long they waited for the device.
-fn scored(response: proto::ScoreResponse) -> Result<(usize, f64), String> {
-    use proto::score_result::Outcome;
-    for result in &response.results {
-        match &result.outcome {
-            Some(Outcome::Score(_)) => {}
-            Some(Outcome::Error(error)) => {
-                return Err(format!(
-                    "{}: {}",
-                    crate::edge::grpc::code_name(error.code.into()),
-                    error.message
-                ));
-            }
-            None => return Err("the server answered neither a score nor an error".into()),
+/// How many pictures have a score of each of so many models that were named, if all have, and how long they waited for the
+/// device.
+fn scored(response: proto::ScoreResponse, named: usize) -> Result<(usize, f64), String> {
+    let (pictures, timings) = (response.results.len(), response.timings);
+    for result in response.results {
+        let scores = outcomes(result).into_iter().collect::<Result<Vec<_>, _>>()?;
+        if scores.len() != named.max(1) {
+            return Err(format!("the server gave {} scores of {} for a picture", scores.len(), named.max(1)));
         }
     }
-    let queue = response.timings.and_then(|timings| timings.queue);
+    let queue = timings.and_then(|timings| timings.queue);
     let queue = queue.map_or(0.0, |wait| wait.seconds as f64 + f64::from(wait.nanos) / 1e9);
-    Ok((response.results.len(), queue))
+    Ok((pictures, queue))
 }
 
 /// A line of the table.

@@ -352,7 +352,7 @@ impl Ordered {
 }
 
 /// What became of an item: of each model, where several were asked.
-fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
+pub(super) fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
     use proto::model_outcome::Outcome as Of;
     use proto::score_result::Outcome;
     let said =
