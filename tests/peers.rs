@@ -96,6 +96,35 @@ async fn strangers_connections_give_way_to_a_probe_and_to_who_shows_a_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_costs_nothing_before_it_has_begun() {
+    let server = TestServer::start(&[]).await;
+    let mut slow = connect("127.0.0.2", server.address).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let (mut answer, quiet) = ([0; 9], Duration::from_millis(200));
+    for byte in &preface[..23] {
+        slow.write_all(&[*byte]).await.unwrap();
+    }
+    assert!(timeout(quiet, slow.read(&mut answer)).await.is_err(), "something is written to it");
+    // The last byte, and settings with nothing in them.
+    slow.write_all(&[&preface[23..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()).await.unwrap();
+    soon(slow.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer[3], 4, "the first frame is not settings: {answer:?}");
+    // What begins otherwise is told at once that it is not understood.
+    let mut other = connect("127.0.0.2", server.address).await;
+    other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = soon(other.read_to_end(&mut rest)).await;
+    // And none that has not begun keeps the server from its end.
+    let mut silent = connect("127.0.0.2", server.address).await;
+    silent.write_all(b"P").await.unwrap();
+    tokio::time::sleep(quiet).await;
+    let start = std::time::Instant::now();
+    drop(slow);
+    server.shut_down().end().await;
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_has_few_calls_and_who_is_known_has_more() {
     let (server, _tokens) = server(&[("limits.max_stranger_calls", "3")]).await;
     let raw = std::sync::Arc::new(Raw::connect(server.address).await);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -41,6 +42,8 @@ impl StrangersRate {
 /// with frames, which would all be kept; and nothing of a stranger that is to wait.
 pub(super) struct Returning<I> {
     io: I,
+    /// What was read of it before it came here.
+    first: Bytes,
     peer: Peer,
     /// How many calls a stranger may have open.
     crowd: usize,
@@ -64,9 +67,9 @@ pub(super) async fn in_turns<C: Future>(peer: &Peer, mut connection: Pin<&mut C>
 }
 
 impl<I> Returning<I> {
-    pub(super) fn new(io: I, peer: Peer, crowd: usize, rate: Arc<StrangersRate>) -> Self {
+    pub(super) fn new(io: I, first: Bytes, peer: Peer, crowd: usize, rate: Arc<StrangersRate>) -> Self {
         let (read, granted) = (0, STRANGERS_OWN);
-        Self { io, peer, crowd, rate, read, granted, pause: None, stuck: false }
+        Self { io, first, peer, crowd, rate, read, granted, pause: None, stuck: false }
     }
 
     /// Waits until one more share of a stranger may be read.
@@ -107,6 +110,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Returning<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let most = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first.split_to(most));
+            return Poll::Ready(Ok(()));
+        }
         // The writer has left word with the socket, for the task of both.
         if self.stuck {
             return Poll::Pending;
@@ -227,7 +235,7 @@ mod tests {
     fn stranger(rate: &Arc<StrangersRate>) -> (DuplexStream, Returning<DuplexStream>, Peer) {
         let (far, near) = duplex(1 << 20);
         let peer = Peer::stranger([192, 0, 2, 7].into());
-        (far, Returning::new(near, peer.clone(), 8, Arc::clone(rate)), peer)
+        (far, Returning::new(near, Bytes::new(), peer.clone(), 8, Arc::clone(rate)), peer)
     }
 
     /// Seconds in which so many bytes are read.

@@ -13,6 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use http::{Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -21,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use metrics::gauge;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -49,6 +50,8 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const FRAME: u32 = 1 << 16;
 /// The most that is read of an HTTP/1.1 connection before it is looked at.
 const HTTP1_BUFFER: usize = 1 << 16;
+/// What a connection of HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection may take to say its first word, and a TLS handshake to end.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other end of a silent connection may take at most for a sign of life.
@@ -202,13 +205,23 @@ impl Connection {
         }
     }
 
-    async fn serve<I>(self, io: I, service: impl CallService)
+    async fn serve<I>(self, mut io: I, service: impl CallService)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let mut first = Bytes::new();
+        if self.protocol == Protocol::Http2 {
+            tokio::select! {
+                begun = timeout(HANDSHAKE_TIMEOUT, preface(&mut io)) => match begun {
+                    Ok(Ok(begun)) => first = begun,
+                    _ => return tracing::debug!(peer = %self.address, "a connection that does not begin is closed"),
+                },
+                () = told(self.close.clone()) => return,
+            }
+        }
         let peer = self.taken.slot().peer.clone();
         let (most, crowd) = (self.wire.max_message_bytes, self.wire.max_stranger_calls);
-        let io = Returning::new(io, peer.clone(), crowd, Arc::clone(&self.wire.strangers_rate));
+        let io = Returning::new(io, first, peer.clone(), crowd, Arc::clone(&self.wire.strangers_rate));
         let answer = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(OpenCall::of(&peer));
             request.extensions_mut().insert(peer.clone());
@@ -255,6 +268,19 @@ impl Connection {
             tracing::debug!(peer = %self.address, %error, "a connection ended");
         }
     }
+}
+
+/// Reads how a connection of HTTP/2 begins, or as much of it as shows that it is none: before that nothing is made for it,
+/// and nothing written.
+async fn preface(io: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
+    let mut first = BytesMut::with_capacity(PREFACE.len());
+    while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+        let missing = (PREFACE.len() - first.len()) as u64;
+        if (&mut *io).take(missing).read_buf(&mut first).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(first.freeze())
 }
 
 /// HTTP/1.1 as the settings have it.
