@@ -258,6 +258,12 @@ async fn what_is_measured_and_logged_says_which_model() {
             .count()
     };
     assert_eq!((scored("a"), scored("b")), (1, 1), "{log}");
+    for (models, calls) in [("a,b", 1), ("b", 2), ("a", 1)] {
+        let of = |line: &&str| {
+            line.contains("\"a call ended\"") && line.contains(&format!("\"models\":\"{models}\""))
+        };
+        assert_eq!(log.lines().filter(of).count(), calls, "{models}: {log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

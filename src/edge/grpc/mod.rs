@@ -21,7 +21,7 @@ use tokio::task::JoinError;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Extensions, Request, Response, Status, Streaming};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::edge::proto;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
@@ -118,6 +118,10 @@ impl SpatialScoreService for Handlers {
         let request = arrivals.receive(request.into_inner()).map_err(|error| of_call(&error))?;
         // Who is replaced from now on still answers the whole of it.
         let models = engine.models().ready(&request.models).await.map_err(|error| of_call(&error))?;
+        if models.iter().all(|model| model.terms.named) {
+            let names: Vec<&str> = models.iter().map(|model| model.info.name.as_str()).collect();
+            Span::current().record("models", names.join(","));
+        }
         let wants_receipts = request.wants_receipts;
         let answers = score_batch(self, &engine, &models, request, claim, patience)
             .await

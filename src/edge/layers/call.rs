@@ -105,6 +105,7 @@ impl Call {
             rpc,
             trace_id = Empty,
             caller = Empty,
+            models = Empty,
             code = Empty,
             otel.kind = "server",
             otel.name = rpc,
