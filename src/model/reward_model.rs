@@ -218,13 +218,20 @@ impl Scorer for RewardModel {
     type Running = Running;
 
     fn stage(&mut self, samples: &[&Sample]) -> Result<Staged, ModelError> {
-        let _no_grad = no_grad_guard();
+        let stage = |model: &Self, part: &[&Sample]| {
+            let _no_grad = no_grad_guard();
+            Ok::<_, ModelError>((
+                model.backbone.stage(part)?,
+                model.readout.stage(part, model.backbone.device()),
+            ))
+        };
         // The whole of it, or in parts that run side by side.
-        let parts = if self.lanes.is_some() { Lanes::split(samples) } else { vec![samples] };
-        let device = self.backbone.device();
-        let stage = |part: &[&Sample]| Ok((self.backbone.stage(part)?, self.readout.stage(part, device)));
+        let parts = match &self.lanes {
+            Some(lanes) => lanes.run(self, Lanes::split(samples), stage),
+            None => vec![stage(self, samples)],
+        };
         Ok(Staged {
-            parts: parts.into_iter().map(stage).collect::<Result<_, ModelError>>()?,
+            parts: parts.into_iter().collect::<Result<_, _>>()?,
             branches: samples.iter().map(|sample| sample.branches.len()).collect(),
         })
     }
