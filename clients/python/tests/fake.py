@@ -51,7 +51,7 @@ class Fake:
         delay: float = 0.0,
     ) -> None:
         self.faults: list[tuple[str, float | None]] = []
-        self.spoil: Callable[[pb.ScoreResponse], None] = lambda response: None
+        self.spoil: Callable[[Any], None] = lambda response: None
         self.bad_items: dict[int, str] = {}
         self.requests: list[pb.ScoreRequest] = []
         self.metadata: list[dict[str, str]] = []
@@ -62,6 +62,8 @@ class Fake:
         self.revision = revision
         # What each model makes of a mean. Without any, names are not known, as to a server of one model of old.
         self.models: dict[str, Callable[[float], float]] = {}
+        # The components that a model's scores have; each lies as far above the mean as its name is long.
+        self.components: dict[str, tuple[str, ...]] = {}
         self._token = token
         self._limits = {**LIMITS, **(limits or {})}
         self._stddev = stddev
@@ -146,13 +148,13 @@ class Fake:
             results.append(self._result(prompt, item.image, (code, None) if code else None))
         response = pb.ScoreResponse(results=results)
         if self.models and request.models:
-            self._name(request, response)
+            self._name(request, response.results, response)
         self.spoil(response)
         return response
 
-    def _name(self, request: pb.ScoreRequest, response: pb.ScoreResponse) -> None:
+    def _name(self, request: Any, results: Any, response: Any) -> None:
         """Answers for each of the models that the request names."""
-        for result in response.results:
+        for result in results:
             base = pb.ScoreResult.FromString(result.SerializeToString())
             made = []
             for name in request.models:
@@ -161,6 +163,8 @@ class Fake:
                     outcome.error.CopyFrom(base.error)
                 else:
                     outcome.score.mean = self.models[name](base.score.mean)
+                    for part in self.components.get(name, ()):
+                        outcome.score.components.add(name=part, mean=outcome.score.mean + len(part))
                 made.append(outcome)
             result.Clear()
             if len(made) > 1:
@@ -184,11 +188,14 @@ class Fake:
             self._work(context)
             code = self.bad_items.get(int(mean_of("", request.item.image)))
             error = fault or ((code, None) if code else None)
-            held.append(
-                pb.ScoreStreamResponse(
-                    id=request.id, result=self._result(request.item.prompt, request.item.image, error)
-                )
+            response = pb.ScoreStreamResponse(
+                id=request.id, result=self._result(request.item.prompt, request.item.image, error)
             )
+            # What fails before any model has it fails as a whole.
+            if self.models and request.models and fault is None:
+                self._name(request, [response.result], response)
+            self.spoil(response)
+            held.append(response)
             # Answers in pairs, the later first: order is the caller's to restore.
             if len(held) == 2:
                 yield from reversed(held)

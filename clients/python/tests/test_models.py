@@ -125,6 +125,110 @@ def test_what_two_revisions_judged_is_not_mixed(connect: Any, several: Fake) -> 
         client.score("", numbered(5), models=NAMES)
 
 
+def streamed(client: Any, *arguments: Any, **options: Any) -> list[sc.StreamedScores]:
+    """A stream's results in the order of its items, each there once."""
+    results = sorted(client.stream(*arguments, **options), key=lambda result: result.index)
+    assert [result.index for result in results] == list(range(len(results)))
+    return results
+
+
+def pairs(count: int) -> list[Any]:
+    return [("", picture) for picture in numbered(count)]
+
+
+def test_a_stream_has_a_result_by_name_for_each_item(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    results = streamed(client, pairs(5), models=NAMES)
+    assert [list(result.scores) for result in results] == [NAMES] * 5
+    assert [result.scores["double"].mean for result in results] == [0, 2, 4, 6, 8]
+    assert [result.scores["minus"].mean for result in results] == [0, -1, -2, -3, -4]
+    assert {(result.sum, *(receipt.model for receipt in result.receipts)) for result in results} == {(None, *NAMES)}
+    weighted = streamed(client, pairs(3), models=[*NAMES, "same"], weights={"double": 0.25, "same": 1})
+    assert [(len(result.scores), result.sum) for result in weighted] == [(3, 0), (3, 1.5), (3, 3)]
+    # One is named no other way than several, and who names none has single scores, as ever.
+    alone = streamed(client, pairs(2), models=["minus"])
+    assert [(list(result.scores), result.scores["minus"].mean) for result in alone] == [
+        (["minus"], 0),
+        (["minus"], -1),
+    ]
+    assert sorted(client.stream(pairs(2)), key=lambda result: result.index)[1] == sc.StreamedScore(
+        1, sc.Score(1, 0.5)
+    )
+    for wrong in ({"models": "double"}, {"models": []}, {"models": NAMES, "weights": {"same": 1}}, {"weights": {}}):
+        with pytest.raises((TypeError, ValueError)):
+            client.stream(pairs(1), **wrong)
+
+
+def test_a_missing_part_ends_a_stream(connect: Any, several: Fake) -> None:
+    several.bad_items = {3: "INVALID_ARGUMENT"}
+    client = connect(several.address)
+    with pytest.raises(sc.ItemsFailedError, match="item 3 by double: INVALID_ARGUMENT") as caught:
+        client.stream(pairs(5), models=NAMES)
+    assert [(failure.index, failure.model) for failure in caught.value.failures] == [(3, "double"), (3, "minus")]
+    several.bad_items = {}
+
+    def one_of_two(response: Any) -> None:
+        response.result.outcomes[1].error.code = 13
+
+    several.spoil = one_of_two
+    with pytest.raises(sc.ItemsFailedError, match="item 1 by minus: INTERNAL") as caught:
+        client.stream(pairs(2), models=NAMES)
+    assert caught.value.columns == {"double": (sc.Score(2, None),), "minus": (None,)}
+
+
+def test_a_stream_that_names_models_is_sent_again_where_that_is_safe(connect: Any, several: Fake) -> None:
+    client = connect(several.address)
+    client.model()
+    several.faults = [None, ("BREAK", None), None, ("UNAVAILABLE", None), None, ("RESOURCE_EXHAUSTED", 0.05)]
+    results = streamed(client, pairs(9), models=NAMES)
+    assert [result.scores["minus"].mean for result in results] == [-number for number in range(9)]
+
+    def asleep(response: Any) -> None:
+        response.result.outcomes[1].error.code = 14
+        several.spoil = lambda response: None
+
+    several.spoil = asleep
+    assert [result.sum for result in streamed(client, pairs(3), weights={"double": 1, "minus": 1})] == [0, 1, 2]
+
+
+def test_a_stream_believes_no_answer_for_others(connect: Any, several: Fake) -> None:
+    client = connect(several.address, timeout=2)
+
+    def swapped(response: Any) -> None:
+        response.result.outcomes.reverse()
+
+    def renamed(response: Any) -> None:
+        response.receipts[0].model = "other"
+
+    def silent(response: Any) -> None:
+        del response.receipts[:]
+
+    def short(response: Any) -> None:
+        del response.result.outcomes[1]
+
+    def empty(response: Any) -> None:
+        response.result.outcomes[1].ClearField("score")
+
+    for spoil in (swapped, renamed, silent, short, empty):
+        several.spoil = spoil
+        with pytest.raises(sc.ServerFaultError):
+            client.stream(pairs(1), models=NAMES)
+    revisions = iter(["r1", "r2", "r2"])
+
+    def replaced(response: Any) -> None:
+        response.receipts[0].revision = next(revisions)
+
+    several.spoil = replaced
+    with pytest.raises(sc.ModelMismatchError, match="double was replaced while the call ran"):
+        client.stream(pairs(3), models=NAMES)
+
+
+def test_a_stream_from_a_server_that_knows_no_names_is_refused(connect: Any, fake: Fake) -> None:
+    for models in (NAMES, ["double"]):
+        with pytest.raises(sc.ServerFaultError, match="older"):
+            connect(fake.address, timeout=2).stream(pairs(1), models=models)
+
+
 @pytest.fixture(scope="module")
 def real() -> Iterator[tuple[str, str]]:
     """A server of two models of the fixtures."""
@@ -171,6 +275,13 @@ def test_a_real_server_scores_with_each_model_what_it_scores_alone(connect: Any,
     assert {receipt.model: receipt.dtype for receipt in columns.receipts} == {"a": "float32", "b": "float32"}
     with pytest.raises(sc.InvalidRequestError, match="there are a, b"):
         client.score("a", files, models=["a", "c"])
+    results = streamed(client, [("a cup to the left of a plate", file) for file in files], weights={"b": 2, "a": -1})
+    for index, result in enumerate(results):
+        for name in ("a", "b"):
+            assert result.scores[name].mean == pytest.approx(columns[name].means[index], rel=1e-5)
+        assert result.sum == 2 * result.scores["b"].mean - result.scores["a"].mean
+    with pytest.raises(sc.ItemsFailedError, match="there are a, b"):
+        client.stream([("a", files[0])], models=["a", "c"])
 
 
 def test_models_come_and_go(connect: Any, real: tuple[str, str]) -> None:

@@ -29,7 +29,7 @@ from .errors import (
 )
 from .plan import Question
 from .rewards import Selection, rank, top_k_bottom_k, win_probability
-from .scores import Columns, Component, Limits, ModelInfo, Receipt, Score, Scores, StreamedScore
+from .scores import Columns, Component, Limits, ModelInfo, Receipt, Score, Scores, StreamedScore, StreamedScores
 from .settings import TLS
 
 __version__ = "0.1.0"
@@ -60,6 +60,7 @@ __all__ = [
     "SpatialScoreClient",
     "SpatialScoreError",
     "StreamedScore",
+    "StreamedScores",
     "UnavailableError",
     "rank",
     "top_k_bottom_k",

@@ -29,9 +29,9 @@ from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure
 from .images import Picture, Pictures
 from .plan import Batch, Questions
-from .scores import Columns, ModelInfo, Score, Scores, StreamedScore
+from .scores import Columns, ModelInfo, Score, Scores, StreamedScore, StreamedScores
 from .settings import Metadata
-from .stream import Pending, StreamItem
+from .stream import Pending, Streamed, StreamItem
 
 T = TypeVar("T")
 # What an iterator that is at its end gives; a caller's own None is an item, and refused.
@@ -132,18 +132,52 @@ class AsyncSpatialScoreClient(BaseClient):
         self._look_at_groups(items, scores)
         return Scores(scores)
 
+    @overload
+    def score_stream(
+        self,
+        items: Iterable[StreamItem] | AsyncIterable[StreamItem],
+        *,
+        models: None = None,
+        weights: None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> AsyncGenerator[StreamedScore, None]: ...
+    @overload
+    def score_stream(
+        self,
+        items: Iterable[StreamItem] | AsyncIterable[StreamItem],
+        *,
+        models: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> AsyncGenerator[StreamedScores, None]: ...
+    @overload
+    def score_stream(
+        self,
+        items: Iterable[StreamItem] | AsyncIterable[StreamItem],
+        *,
+        models: None = None,
+        weights: Mapping[str, float],
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> AsyncGenerator[StreamedScores, None]: ...
     async def score_stream(
         self,
         items: Iterable[StreamItem] | AsyncIterable[StreamItem],
         *,
+        models: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
         timeout: float | None = None,
         traceparent: str | None = None,
-    ) -> AsyncGenerator[StreamedScore, None]:
+    ) -> AsyncGenerator[Any, None]:
         """As SpatialScoreClient.score_stream; `items` may be an asynchronous iterable, and is read in the loop."""
         deadline = self._deadline(timeout)
+        named = plan.names(models, weights)
         metadata = self._settings.metadata(traceparent)
         limits = (await self._run(calls.model(self._endpoints, deadline), metadata)).limits
-        pending = Pending(limits, self._settings.codec, deadline.timeout, self._settings.priority)
+        settings = self._settings
+        pending = Pending(limits, settings.codec, deadline.timeout, settings.priority, named, weights)
         pump = _Pump(self, metadata, pending, _asynchronous(items, pending))
         async with aclosing(pump.run()) as results:
             async for result in results:
@@ -382,7 +416,7 @@ class _Pump:
         # The caller's next item, which may be long in coming: it outlives a connection.
         self._next: asyncio.Task[Any] | None = None
 
-    async def run(self) -> AsyncGenerator[StreamedScore, None]:
+    async def run(self) -> AsyncGenerator[Streamed, None]:
         """The results. Opens a stream again after a failure that allows it."""
         attempts = Attempts(self._client._endpoints, self._pending)
         closings = self._client._closings
@@ -406,7 +440,7 @@ class _Pump:
             if self._next is not None:
                 self._next.cancel()
 
-    async def _connection(self, endpoint: Endpoint) -> AsyncGenerator[StreamedScore | Failure, None]:
+    async def _connection(self, endpoint: Endpoint) -> AsyncGenerator[Streamed | Failure, None]:
         """The results of one connection; last, why it broke, if it did."""
         method = self._client._channel(endpoint).stream_stream(
             f"{SERVICE}/ScoreStream", pb.ScoreStreamRequest.SerializeToString, pb.ScoreStreamResponse.FromString

@@ -96,45 +96,53 @@ def results(response: pb.ScoreResponse, start: int, count: int, target: str) -> 
 
     Raises ServerFaultError where there are not as many as items, or one is not what the contract allows.
     """
+    _check_count(response, count, target)
+    return [result(answer, start + place, target) for place, answer in enumerate(response.results)]
+
+
+def _check_count(response: pb.ScoreResponse, count: int, target: str) -> None:
     if len(response.results) != count:
         text = f"the server answered {count} items with {len(response.results)} results"
         raise ServerFaultError("INTERNAL", text, target=target)
-    return [result(answer, start + place, target) for place, answer in enumerate(response.results)]
 
 
 def columns(
     response: pb.ScoreResponse, start: int, count: int, models: Sequence[str], target: str
-) -> tuple[list[list[Score | ItemFailure]], tuple[Receipt, ...]]:
-    """The results of a request that named models: for each model as `results`; and what judged it.
+) -> tuple[list[tuple[Score | ItemFailure, ...]], tuple[Receipt, ...]]:
+    """The results of a request that named models: for each item one of each model; and what judged it.
 
     Raises ServerFaultError where they are not those of these models, as from a server that knows nothing of names.
     """
-    receipts = tuple(
-        Receipt(each.model, each.revision, each.profile_digest, each.dtype, each.server_version)
-        for each in response.receipts
+    receipts = judges(response.receipts, models, target)
+    _check_count(response, count, target)
+    return [named(answer, index, models, target) for index, answer in enumerate(response.results, start)], receipts
+
+
+def judges(receipts: Iterable[pb.Receipt], models: Sequence[str], target: str) -> tuple[Receipt, ...]:
+    """What judged. Raises ServerFaultError where it is not who was asked."""
+    found = tuple(
+        Receipt(each.model, each.revision, each.profile_digest, each.dtype, each.server_version) for each in receipts
     )
-    judged = [receipt.model for receipt in receipts]
+    judged = [receipt.model for receipt in found]
     if judged != list(models):
         by = ", ".join(judged) or "it does not say whom: is it older than this client?"
         text = f"the server was asked for {', '.join(models)}, and answered by {by}"
         raise ServerFaultError("INTERNAL", text, target=target)
-    if len(models) == 1:
-        only = results(response, start, count, target)
-        return [
-            [replace(each, model=models[0]) if isinstance(each, ItemFailure) else each for each in only]
-        ], receipts
-    if len(response.results) != count:
-        text = f"the server answered {count} items with {len(response.results)} results"
+    return found
+
+
+def named(answer: pb.ScoreResult, index: int, models: Sequence[str], target: str) -> tuple[Score | ItemFailure, ...]:
+    """What each of the models that a call names made of an item. Raises ServerFaultError."""
+    # Where a call names one, its result stands where that of a call without names does.
+    outcomes: Sequence[pb.ScoreResult | pb.ModelOutcome] = [answer] if len(models) == 1 else list(answer.outcomes)
+    if len(models) > 1 and [outcome.model for outcome in answer.outcomes] != list(models):
+        text = f"the server answered item {index} with other models than it was asked for"
         raise ServerFaultError("INTERNAL", text, target=target)
-    table: list[list[Score | ItemFailure]] = [[] for _ in models]
-    for index, answer in enumerate(response.results, start):
-        if [outcome.model for outcome in answer.outcomes] != list(models):
-            text = f"the server answered item {index} with other models than it was asked for"
-            raise ServerFaultError("INTERNAL", text, target=target)
-        for column, outcome in zip(table, answer.outcomes, strict=True):
-            found = result(outcome, index, target)
-            column.append(replace(found, model=outcome.model) if isinstance(found, ItemFailure) else found)
-    return table, receipts
+    found = [result(outcome, index, target) for outcome in outcomes]
+    return tuple(
+        replace(each, model=model) if isinstance(each, ItemFailure) else each
+        for model, each in zip(models, found, strict=True)
+    )
 
 
 def result(answer: pb.ScoreResult | pb.ModelOutcome, index: int, target: str) -> Score | ItemFailure:

@@ -217,8 +217,8 @@ def score_named(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps
     """The results of one request that names models: one for each item."""
     response, target = yield from _respond(endpoints, deadline, batch)
     models, count = list(batch.request.models), len(batch.request.items)
-    table, receipts = answers.columns(response, batch.start, count, models, target)
-    return [Named(results, receipts) for results in zip(*table, strict=True)]
+    items, receipts = answers.columns(response, batch.start, count, models, target)
+    return [Named(results, receipts) for results in items]
 
 
 def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tuple[pb.ScoreResponse, str]]:
@@ -264,6 +264,16 @@ def merge(results: dict[int, Score | ItemFailure], count: int) -> list[Score]:
     return [score for score in scores if isinstance(score, Score)]
 
 
+def check_same(receipts: Sequence[Receipt], others: Sequence[Receipt]) -> None:
+    """Raises ModelMismatchError where two parts of a call were not judged by the same."""
+    for first, other in zip(receipts, others, strict=True):
+        if first != other:
+            raise ModelMismatchError(
+                f"{first.model} was replaced while the call ran: one part was judged by {first.revision}, "
+                f"another by {other.revision}; their scores must not be mixed, so score it again"
+            )
+
+
 def merge_named(
     results: dict[int, Named], count: int, models: Sequence[str], weights: Mapping[str, float] | None
 ) -> Columns:
@@ -274,12 +284,7 @@ def merge_named(
     items = [results[index] for index in range(count)]
     receipts = items[0].receipts if items else ()
     for item in items:
-        for first, other in zip(receipts, item.receipts, strict=True):
-            if first != other:
-                raise ModelMismatchError(
-                    f"{first.model} was replaced while the call ran: one part was judged by {first.revision}, "
-                    f"another by {other.revision}; their scores must not be mixed, so score it again"
-                )
+        check_same(receipts, item.receipts)
     failures = [result for item in items for result in item.results if isinstance(result, ItemFailure)]
     table = {
         model: [result if isinstance(result, Score) else None for result in (item.results[place] for item in items)]

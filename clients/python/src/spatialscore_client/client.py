@@ -21,8 +21,8 @@ from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure, SpatialScoreError
 from .images import Picture, Pictures
 from .plan import Batch, Questions
-from .scores import Columns, ModelInfo, Score, Scores, StreamedScore
-from .stream import Pending, StreamItem
+from .scores import Columns, ModelInfo, Score, Scores, StreamedScore, StreamedScores
+from .stream import Pending, Streamed, StreamItem
 
 T = TypeVar("T")
 # What an iterator that is at its end gives; a caller's own None is an item, and refused.
@@ -132,19 +132,59 @@ class SpatialScoreClient(BaseClient):
         self._look_at_groups(items, scores)
         return Scores(scores)
 
+    @overload
     def score_stream(
-        self, items: Iterable[StreamItem], *, timeout: float | None = None, traceparent: str | None = None
-    ) -> Iterator[StreamedScore]:
+        self,
+        items: Iterable[StreamItem],
+        *,
+        models: None = None,
+        weights: None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Iterator[StreamedScore]: ...
+    @overload
+    def score_stream(
+        self,
+        items: Iterable[StreamItem],
+        *,
+        models: Sequence[str],
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Iterator[StreamedScores]: ...
+    @overload
+    def score_stream(
+        self,
+        items: Iterable[StreamItem],
+        *,
+        models: None = None,
+        weights: Mapping[str, float],
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Iterator[StreamedScores]: ...
+    def score_stream(
+        self,
+        items: Iterable[StreamItem],
+        *,
+        models: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Iterator[Any]:
         """Scores (prompt, picture) pairs while they are made, and yields results as they are done, in any order.
+
+        With `models` or `weights`, as of `score`, each result is a StreamedScores: all models' scores of an item.
 
         `items` is read in the caller's own thread, between results, so that it may run a generator on a GPU. Not more
         than `stream_window` of its items are under way at once. `timeout` is what each item may take. What breaks is
         sent again where that is safe. Raises what `score` raises.
         """
         deadline = self._deadline(timeout)
+        named = plan.names(models, weights)
         with _Call(self, traceparent) as call:
             limits = call.run(calls.model(self._endpoints, deadline)).limits
-            pending = Pending(limits, self._settings.codec, deadline.timeout, self._settings.priority)
+            settings = self._settings
+            pending = Pending(limits, settings.codec, deadline.timeout, settings.priority, named, weights)
             yield from _Pump(self, call, pending, iter(items)).run()
 
     def model(self, *, timeout: float | None = None) -> ModelInfo:
@@ -408,7 +448,7 @@ class _Pump:
         self._exhausted = False
         self._silent_since = 0.0
 
-    def run(self) -> Iterator[StreamedScore]:
+    def run(self) -> Iterator[Streamed]:
         """The results. Opens a stream again after a failure that allows it."""
         attempts = Attempts(self._client._endpoints, self._pending)
         while True:
@@ -419,7 +459,7 @@ class _Pump:
             self._call.check_open()
             attempts.failed(endpoint, failure)
 
-    def _connection(self, endpoint: Endpoint, attempts: Attempts) -> Generator[StreamedScore, None, Failure | None]:
+    def _connection(self, endpoint: Endpoint, attempts: Attempts) -> Generator[Streamed, None, Failure | None]:
         """The results of one connection, and at its end why it broke, if it did."""
         outbox: queue.SimpleQueue[pb.ScoreStreamRequest | None] = queue.SimpleQueue()
         inbox: queue.SimpleQueue[pb.ScoreStreamResponse | Failure] = queue.SimpleQueue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -59,6 +59,15 @@ class Scores(Sequence[Score]):
             name: [score.components[place].mean for score in self._scores]
             for place, name in enumerate(next(iter(names)))
         }
+
+    def table(self, name: str) -> dict[str, list[float]]:
+        """Every column by a name: the means under `name`, `name_stddev` where the reward is Gaussian, and for each
+        component `name/component`, again with `_stddev`."""
+        columns = {name: self.means, f"{name}_stddev": self.stddevs}
+        for place, component in enumerate(self.components):
+            parts = Scores([Score(part.mean, part.stddev) for part in (score.components[place] for score in self)])
+            columns |= parts.table(f"{name}/{component}")
+        return {name: column for name, column in columns.items() if column is not None}
 
     def numpy(self) -> tuple[Any, Any]:
         """Means and standard deviations as float32 arrays of shape (n,); the second may be None. Needs numpy."""
@@ -137,8 +146,12 @@ class Columns(Mapping[str, Scores]):
         Raises ValueError where there are no weights, one is not finite, or one is of a model that was not asked.
         """
         weights = check_weights(weights, list(self))
-        parts = [[weight * mean for mean in self[model].means] for model, weight in weights.items()]
-        return [math.fsum(item) for item in zip(*parts, strict=True)]
+        parts = [self[model].means for model in weights]
+        return [weighted_sum(weights, means) for means in zip(*parts, strict=True)]
+
+    def table(self) -> dict[str, list[float]]:
+        """Every column by a name, of each model as `Scores.table` has them. Nothing here is a mean of others."""
+        return {name: column for model, scores in self.items() for name, column in scores.table(model).items()}
 
     def __getitem__(self, model: str) -> Scores:
         return self._columns[model]
@@ -151,6 +164,11 @@ class Columns(Mapping[str, Scores]):
 
     def __repr__(self) -> str:
         return f"Columns({self._columns!r})"
+
+
+def weighted_sum(weights: Mapping[str, float], means: Iterable[float]) -> float:
+    """The sum of an item's means, each times its weight."""
+    return math.fsum(weight * mean for weight, mean in zip(weights.values(), means, strict=True))
 
 
 def check_weights(weights: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:
@@ -173,6 +191,20 @@ class StreamedScore:
     """The item's place in the iterable, from 0."""
     score: Score
     """Its score."""
+
+
+@dataclass(frozen=True)
+class StreamedScores:
+    """One result of a stream that names models."""
+
+    index: int
+    """The item's place in the iterable, from 0."""
+    scores: Mapping[str, Score]
+    """Its score by each model's name, in the order of the names."""
+    receipts: tuple[Receipt, ...]
+    """What judged it: one for each model."""
+    sum: float | None = None
+    """The weighted sum of the models' means, where the stream has weights."""
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Union
 
-from . import answers, plan
+from . import answers, calls, plan
 from ._proto import spatialscore as pb
 from .answers import Failure
 from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ServerFaultError
 from .images import Codec, Picture, PictureError, source
-from .scores import Limits, StreamedScore
+from .scores import Limits, Receipt, Score, StreamedScore, StreamedScores, weighted_sum
 from .settings import Priority
 
 StreamItem = Union["tuple[str, Picture]", "tuple[str, Picture, Sequence[Picture]]", "Sequence[Any]"]
 """What a stream takes: a prompt and a picture, and behind them the references, where the model reads any."""
+Streamed = StreamedScore | StreamedScores
+"""What a stream gives: the second where it names models."""
 
 
 class Pending:
     """What is under way, by id. An item stays until its score is there, and is sent again if its stream breaks."""
 
-    def __init__(self, limits: Limits, codec: Codec, timeout: float, priority: Priority) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        codec: Codec,
+        timeout: float,
+        priority: Priority,
+        models: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self._limits = limits
         self._codec = codec
         self.timeout = timeout
         self._priority = plan.wire(priority)
+        self._models = list(models or ())
+        self._weights = weights
+        self._receipts: tuple[Receipt, ...] | None = None
         self._count = 0
         self._away = 0.0
         self._paused = False
@@ -61,7 +74,9 @@ class Pending:
             pictures = checked.encode(self._codec)
         except (PictureError, UnicodeEncodeError) as error:
             raise ItemsFailedError([plan.refusal(index, str(error))], []) from error
-        message = pb.ScoreStreamRequest(id=str(index), priority=self._priority)
+        message = pb.ScoreStreamRequest(
+            id=str(index), priority=self._priority, models=self._models, wants_receipts=bool(self._models)
+        )
         message.item.prompt = prompt
         plan.write(message.item, checked, pictures)
         if message.ByteSize() > self._limits.max_message_bytes:
@@ -109,20 +124,39 @@ class Pending:
         """The time that servers have had."""
         return time.monotonic() - self._away
 
-    def accept(self, response: pb.ScoreStreamResponse, target: str) -> StreamedScore | Failure:
-        """An answer: a score, or the reason to send everything again on a new stream.
+    def accept(self, response: pb.ScoreStreamResponse, target: str) -> Streamed | Failure:
+        """An answer: a score of each model, or the reason to send everything again on a new stream.
 
-        Raises ItemsFailedError where the item can have no score, and ServerFaultError for what the contract excludes.
+        Raises ItemsFailedError where the item can have no score, ServerFaultError for what the contract excludes, and
+        ModelMismatchError where a model was replaced while the stream ran.
         """
         if response.id not in self._items:
             text = f"the server answered an item that is not under way: {response.id!r}"
             raise ServerFaultError("INTERNAL", text, target=target)
         index = int(response.id)
-        outcome = answers.result(response.result, index, target)
-        if isinstance(outcome, ItemFailure):
-            failure = answers.of_item(response.result.error)
+        answer = response.result
+        outcomes: list[pb.ScoreResult | pb.ModelOutcome] = [answer, *answer.outcomes]
+        for failure in (answers.of_item(outcome.error) for outcome in outcomes if outcome.HasField("error")):
             if failure.retryable:
                 return failure
-            raise ItemsFailedError([outcome], [])
+        receipts: tuple[Receipt, ...] = ()
+        if self._models and not answer.HasField("error"):
+            receipts = answers.judges(response.receipts, self._models, target)
+        # An item that no model could take, or that names a model that is not there, has no outcome of each.
+        whole = not self._models or (len(self._models) > 1 and answer.HasField("error"))
+        named = answers.named(answer, index, self._models, target) if not whole else ()
+        results = named or (answers.result(answer, index, target),)
+        scores = [result for result in results if isinstance(result, Score)]
+        if len(scores) != len(results):
+            found = [[result if isinstance(result, Score) else None] for result in named]
+            columns = dict(zip(self._models if named else (), found, strict=True))
+            raise ItemsFailedError([result for result in results if isinstance(result, ItemFailure)], [], columns)
         del self._items[response.id]
-        return StreamedScore(index, outcome)
+        if not self._models:
+            return StreamedScore(index, scores[0])
+        self._receipts = self._receipts or receipts
+        calls.check_same(self._receipts, receipts)
+        by_name = dict(zip(self._models, scores, strict=True))
+        weights = self._weights
+        total = None if weights is None else weighted_sum(weights, [by_name[model].mean for model in weights])
+        return StreamedScores(index, by_name, receipts, total)
