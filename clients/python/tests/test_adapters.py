@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from fake import Fake, picture
 from test_connections import certificates, server_credentials
 
 import spatialscore_client as sc
-from spatialscore_client.adapters import flow_grpo, plain, trl
+from spatialscore_client import adapters
+from spatialscore_client.adapters import flow_grpo, judge, plain, trl
 
 __all__ = ["certificates"]
 
@@ -66,6 +68,15 @@ def test_plain(served: Fake) -> None:
 # One reading of environment and keys.
 
 
+@contextmanager
+def played(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An adapter on what stands in its framework's place, and nowhere afterwards."""
+    monkeypatch.delitem(sys.modules, f"{adapters.__name__}.{name}", raising=False)
+    yield importlib.import_module(f"{adapters.__name__}.{name}")
+    sys.modules.pop(f"{adapters.__name__}.{name}")
+    delattr(adapters, name)
+
+
 @pytest.fixture
 def played_unirl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The adapter on the base class as UniRL 0.2.0 has it, as far as a constructor goes."""
@@ -81,10 +92,8 @@ def played_unirl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         module = types.ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
-    name = "spatialscore_client.adapters.unirl"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name)
-    sys.modules.pop(name)
+    with played("unirl", monkeypatch) as adapter:
+        yield adapter
 
 
 @pytest.fixture(params=["plain", "flow_factory", "unirl"])
@@ -93,7 +102,7 @@ def with_keys(request: Any) -> Any:
 
     def make(**keys: Any) -> sc.SpatialScoreClient:
         if request.param == "plain":
-            return plain.client_of(**keys)
+            return judge.Judge.of(**keys).client  # type: ignore[no-any-return]
         adapter = request.getfixturevalue(f"played_{request.param}")
         if request.param == "unirl":
             return adapter.SpatialScoreBackend(batch_size=4, **keys).client  # type: ignore[no-any-return]
@@ -183,26 +192,32 @@ def test_flow_grpo(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flow_grpo_takes_what_its_sampler_makes(served: Fake) -> None:
     torch = pytest.importorskip("torch")
     scores, details = flow_grpo.spatialscore(torch.device("cpu"))(tensors(4), tuple(PROMPTS), {})
-    assert scores == expected(4, PROMPTS) and details["stddev"] == [0.5] * 4
+    assert scores == expected(4, PROMPTS) and details["spatialscore_stddev"] == [0.5] * 4
     assert torch.as_tensor(scores).float().shape == (4,)
 
 
-def test_flow_grpo_itself(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own multi_score and its statistics, from a checkout in SPATIALSCORE_FLOW_GRPO."""
-    torch = pytest.importorskip("torch")
-    root = checkout("SPATIALSCORE_FLOW_GRPO")
-    source = (root / "flow_grpo/rewards.py").read_text()
-    # The one line that a user adds.
-    patched = source.replace('"geneval": geneval_score,', '"geneval": geneval_score, "spatialscore": spatialscore,')
+def flow_grpo_rewards(entries: str) -> Any:
+    """Its own rewards.py from a checkout in SPATIALSCORE_FLOW_GRPO, with the entries that a user adds."""
+    pytest.importorskip("torch")
+    source = (checkout("SPATIALSCORE_FLOW_GRPO") / "flow_grpo/rewards.py").read_text()
+    patched = source.replace('"geneval": geneval_score,', f'"geneval": geneval_score, {entries},')
     assert patched != source
     module = types.ModuleType("rewards")
-    exec(compile("from spatialscore_client.adapters.flow_grpo import spatialscore\n" + patched, "rewards", "exec"),
-         module.__dict__)  # fmt: skip
+    ours = "from spatialscore_client.adapters.flow_grpo import columns, spatialscore\n"
+    exec(compile(ours + patched, "rewards", "exec"), module.__dict__)
+    return module
+
+
+def test_flow_grpo_itself(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own multi_score and its statistics."""
+    module = flow_grpo_rewards('"spatialscore": spatialscore')
+    import torch
+
     score = module.multi_score(torch.device("cpu"), {"spatialscore": 1.0, "jpeg_compressibility": 0.1})
     with ThreadPoolExecutor(8) as executor:
         details, _ = executor.submit(score, tensors(4), tuple(PROMPTS), [{}] * 4, only_strict=True).result()
     assert details["spatialscore"] == expected(4, PROMPTS) and len(details["avg"]) == 4
-    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.syspath_prepend(str(checkout("SPATIALSCORE_FLOW_GRPO")))
     tracker = importlib.import_module("flow_grpo.stat_tracking").PerPromptStatTracker(global_std=True)
     advantages = tracker.update(["a"] * 4, np.array(details["spatialscore"]))
     assert np.isfinite(advantages).all() and (np.diff(advantages) > 0).all()
@@ -240,9 +255,8 @@ def played_flow_factory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         setattr(rewards, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "flow_factory", types.ModuleType("flow_factory"))
     monkeypatch.setitem(sys.modules, "flow_factory.rewards", rewards)
-    name = "spatialscore_client.adapters.flow_factory"
-    yield importlib.import_module(name)
-    sys.modules.pop(name)
+    with played("flow_factory", monkeypatch) as adapter:
+        yield adapter
 
 
 def test_flow_factory_groups(fake: Fake, played_flow_factory: Any) -> None:
@@ -261,33 +275,43 @@ def test_flow_factory_points(fake: Fake, played_flow_factory: Any) -> None:
     assert output.rewards.tolist() == expected(4, PROMPTS)
 
 
-def test_flow_factory_itself(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own YAML, loader, base classes, samples and processor, from a checkout in SPATIALSCORE_FLOW_FACTORY."""
-    torch = pytest.importorskip("torch")
+def flow_factory_processor(monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, Any]]) -> Any:
+    """Its own YAML's classes, loader and processor, from a checkout in SPATIALSCORE_FLOW_FACTORY."""
+    pytest.importorskip("torch")
     monkeypatch.syspath_prepend(str(checkout("SPATIALSCORE_FLOW_FACTORY") / "src"))
     from accelerate import Accelerator
     from flow_factory.hparams import MultiRewardArguments
     from flow_factory.rewards import MultiRewardLoader, RewardProcessor
-    from flow_factory.samples import T2ISample
 
     here = "spatialscore_client.adapters.flow_factory"
-    common = {"target": fake.address, "timeout": 10, "device": "cpu", "batch_size": 3}
+    common = {"timeout": 10, "device": "cpu", "batch_size": 3}
     arguments = MultiRewardArguments.from_dict(
-        [
-            {"name": "point", "reward_model": f"{here}.SpatialScoreReward", **common},
-            {"name": "group", "reward_model": f"{here}.SpatialScoreGroupReward", **common},
-        ]
+        [{**common, **entry, "reward_model": f"{here}.{entry['reward_model']}"} for entry in entries]
     )
     accelerator = Accelerator(cpu=True)
     loader = MultiRewardLoader(reward_args=arguments, accelerator=accelerator).load()
-    processor = RewardProcessor(
+    return RewardProcessor(
         accelerator, loader.get_training_reward_models(), loader.get_reward_configs("train"),
         group_on_same_rank=True, verbose=False,
     )  # fmt: skip
-    samples = [T2ISample(image=image, prompt="same", _unique_id=7) for image in tensors(4)]
+
+
+def flow_factory_samples(prompts: list[str], images: Any) -> Any:
+    from flow_factory.samples import T2ISample
+
+    pairs = zip(prompts, images, strict=True)
+    return [T2ISample(image=image, prompt=prompt, _unique_id=7) for prompt, image in pairs]
+
+
+def test_flow_factory_itself(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own loader, base classes, samples and processor."""
+    kinds = {"point": "SpatialScoreReward", "group": "SpatialScoreGroupReward"}
+    entries = [{"name": name, "reward_model": kind, "target": fake.address} for name, kind in kinds.items()]
+    processor = flow_factory_processor(monkeypatch, entries)
+    samples = flow_factory_samples(["same"] * 4, tensors(4))
     rewards = processor.compute_rewards(samples)
     assert rewards["point"].tolist() == expected(4, ["same"] * 4)
-    assert rewards["group"].argsort().tolist() == [0, 1, 2, 3] and torch.isfinite(rewards["group"]).all()
+    assert rewards["group"].argsort().tolist() == [0, 1, 2, 3] and np.isfinite(rewards["group"].numpy()).all()
     fake.bad_items = {3: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         processor.compute_rewards(samples)
@@ -296,30 +320,32 @@ def test_flow_factory_itself(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Non
 # UniRL: `unirl` 0.2.0 of PyPI, and Tencent-Hunyuan/UniRL at 1a7b501e8fe8517b432a130220d2ff462f9b5afa by a checkout.
 
 
-def test_unirl_itself(fake: Fake) -> None:
-    """Its own types, base class and service, by the `_target_` of a recipe."""
+def unirl_service(**keys: Any) -> Any:
+    """Its own service around our backend, by the `_target_` of a recipe."""
     pytest.importorskip("unirl", reason="unirl is not installed")
     hydra = pytest.importorskip("hydra.utils")
-    from unirl.reward.base import RewardBackend
+    backend = {"_target_": "spatialscore_client.adapters.unirl.SpatialScoreBackend", "timeout": 10.0, **keys}
+    return hydra.instantiate({"_target_": "unirl.reward.service.RewardService", "backend": backend})
+
+
+def unirl_request(prompts: list[str], images: Any) -> Any:
     from unirl.types.primitives import Image, Images, Texts
     from unirl.types.reward import RewardRequest
 
-    service = hydra.instantiate(
-        {
-            "_target_": "unirl.reward.service.RewardService",
-            "backend": {
-                "_target_": "spatialscore_client.adapters.unirl.SpatialScoreBackend",
-                "target": [fake.address],
-                "timeout": 10.0,
-            },
-        }
-    )
+    texts = Texts(texts=list(prompts))
+    known = RewardRequest.__dataclass_fields__
+    said = {"generation_prompt": texts} if "generation_prompt" in known else {"primitives": {"text": texts}}
+    return RewardRequest(generated={"image": Images.from_list([Image(pixels=each) for each in images])}, **said)
+
+
+def test_unirl_itself(fake: Fake) -> None:
+    """Its own types, base class and service."""
+    service = unirl_service(target=[fake.address])
+    from unirl.reward.base import RewardBackend
+
     assert isinstance(service.backend, RewardBackend)
     assert service.preferred_input_kind == "image" and service.is_available()
-    texts, images = Texts(texts=list(PROMPTS)), Images.from_list([Image(pixels=each) for each in tensors(4)])
-    known = RewardRequest.__dataclass_fields__
-    prompts = {"generation_prompt": texts} if "generation_prompt" in known else {"primitives": {"text": texts}}
-    request = RewardRequest(generated={"image": images}, **prompts)
+    request = unirl_request(PROMPTS, tensors(4))
     response = service.compute_rewards(request)
     assert response.rewards == expected(4, PROMPTS)
     assert response.component_rewards == {"spatialscore": response.rewards, "spatialscore_stddev": [0.5] * 4}
@@ -372,9 +398,8 @@ def test_trl(fake: Fake) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
-    """A step of GRPOTrainer with a tiny model of random weights: its reward path gives the policy our scores."""
+def grpo_trainer(folder: Path, reward_funcs: Any, **arguments: Any) -> Any:
+    """GRPOTrainer with a tiny model of random weights, for one step of four completions."""
     pytest.importorskip("trl", reason="trl is not installed")
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -390,6 +415,25 @@ def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
         pad_token_id=0, eos_token_id=1, bos_token_id=1,
     )  # fmt: skip
+    return GRPOTrainer(
+        model=Qwen2ForCausalLM(config),
+        reward_funcs=reward_funcs,
+        args=GRPOConfig(
+            output_dir=str(folder), per_device_train_batch_size=4, num_generations=4, max_completion_length=4,
+            max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", **arguments,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["a cup left of a book"] * 4, "offset": [10] * 4}),
+        processing_class=tokens,
+    )  # fmt: skip
+
+
+def logged(trainer: Any) -> dict[str, float]:
+    return {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
+    """A step of GRPOTrainer: its reward path gives the policy our scores."""
     drawn: list[int] = []
 
     def draw(prompt: str, completion: str, row: dict[str, Any]) -> Any:
@@ -397,21 +441,11 @@ def test_trl_itself(fake: Fake, tmp_path: Path, asynchronous: bool) -> None:
         return numbered(100)[drawn[-1] + row["offset"]]
 
     client = (sc.AsyncSpatialScoreClient if asynchronous else sc.SpatialScoreClient)(fake.address, timeout=20)
-    trainer = GRPOTrainer(
-        model=Qwen2ForCausalLM(config),
-        reward_funcs=(trl.async_reward if asynchronous else trl.reward)(client, image=draw),
-        args=GRPOConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=4,
-            max_steps=1, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no",
-        ),
-        train_dataset=Dataset.from_dict({"prompt": ["a cup left of a book"] * 4, "offset": [10] * 4}),
-        processing_class=tokens,
-    )  # fmt: skip
+    trainer = grpo_trainer(tmp_path, (trl.async_reward if asynchronous else trl.reward)(client, image=draw))
     trainer.train()
-    logged = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     mean = np.mean([10, 11, 12, 13]) + len("a cup left of a book") / 1000
-    assert len(drawn) == 4 and logged["reward"] == pytest.approx(mean, abs=1e-3)
-    assert logged["rewards/spatialscore/mean"] == pytest.approx(mean, abs=1e-3)
+    assert len(drawn) == 4 and logged(trainer)["reward"] == pytest.approx(mean, abs=1e-3)
+    assert logged(trainer)["rewards/spatialscore/mean"] == pytest.approx(mean, abs=1e-3)
     fake.bad_items = {14: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         trainer.train()

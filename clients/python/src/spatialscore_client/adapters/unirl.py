@@ -16,11 +16,12 @@ from unirl.reward.base import RewardBackend
 from unirl.types.reward import RewardRequest, RewardResponse
 
 from ..errors import SpatialScoreError
-from .plain import client_of
+from .judge import NAME, Judge
 
 
 class SpatialScoreBackend(RewardBackend):  # type: ignore[misc]
-    """Rewards are the SpatialScores; `component_rewards` has them again, and their standard deviations beside them.
+    """Rewards are the SpatialScores, of several `models` their sum with `weights`; `component_rewards` has a column
+    for each model, its standard deviations and its components, as they were given.
 
     A request whose pictures cannot all be scored raises: a response would need a number in the place of each failure.
     """
@@ -31,9 +32,9 @@ class SpatialScoreBackend(RewardBackend):  # type: ignore[misc]
         # What the base class knows of is its own; the rest is SpatialScoreClient's.
         own = {name: options.pop(name) for name in ("batch_size", "prompt_source") if name in options}
         targets = target if target is None or isinstance(target, str) else list(target)
-        client = client_of(targets, **options)
-        super().__init__(model_name="spatialscore", timeout=client.timeout, **own)
-        self.client = client
+        judge = Judge.of(targets, **options)
+        super().__init__(model_name=NAME, timeout=judge.client.timeout, **own)
+        self.judge, self.client = judge, judge.client
 
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
         """The rewards of a request's pictures, in order."""
@@ -43,15 +44,12 @@ class SpatialScoreBackend(RewardBackend):  # type: ignore[misc]
             raise ValueError(f"the request has {sorted(request.generated)}, and no image to score")
         # UniRL's own view of its pixels: what lies a little outside [0, 1] is clamped.
         images = [picture.pixels.detach().float().clamp(0, 1) for picture in pictures.to_list()]
-        scores = self.client.score(self._prompts(request), images)
-        components = {"spatialscore": scores.means}
-        if scores.stddevs is not None:
-            components["spatialscore_stddev"] = scores.stddevs
+        made = self.judge.rewards(self._prompts(request), images)
         return RewardResponse(
-            rewards=scores.means,
-            component_rewards=components,
-            successes=[True] * len(scores),
-            errors=[None] * len(scores),
+            rewards=made.rewards,
+            component_rewards=made.columns,
+            successes=[True] * len(made.rewards),
+            errors=[None] * len(made.rewards),
             compute_time=time.monotonic() - start,
         )
 
