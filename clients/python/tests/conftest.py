@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
+import subprocess
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +91,34 @@ def address() -> str:
     if "SPATIALSCORE_ADDRESS" not in os.environ:
         pytest.skip("no real server; run this by scripts/with_server.sh, as `make client-test` does")
     return os.environ["SPATIALSCORE_ADDRESS"]
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server of two rewards that people download, on fixtures that the reference has scored."""
+    if "SPATIALSCORE_BINARY" not in os.environ:
+        pytest.skip("SPATIALSCORE_BINARY names no binary; `make client-test` does")
+    fixtures = ROOT / "tests/fixtures/profiles"
+    hpsv3 = json.loads((ROOT / "src/model/profile/shipped/hpsv3.json").read_text())
+    hpsv3["base"] = str(fixtures / "bases/qwen2_vl")
+    file = tmp_path_factory.mktemp("profile") / "hpsv3.json"
+    file.write_text(json.dumps(hpsv3))
+    models = [
+        f"--model=hpsv3={fixtures}/hpsv3,profile={file}",
+        f"--model=vqascore={fixtures}/bases/qwen2_vl,profile=vqascore",
+    ]
+    rest = ["--listen=127.0.0.1:0", "--metrics-listen=", "--log-format=json", "--device=cpu", "--threads=1"]
+    command = [os.environ["SPATIALSCORE_BINARY"], "serve", *rest, *models]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        while not lines or '"message":"serving"' not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], "".join(lines)
+        # The log must go somewhere, or the server would wait for it.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield re.findall(r'"address":"([^"]+)"', "".join(lines))[0]
+        process.terminate()
 
 
 def numbered(count: int, side: int = 4) -> list[Any]:

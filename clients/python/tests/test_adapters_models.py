@@ -4,12 +4,7 @@ for it, and nothing where a part is missing."""
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import subprocess
-import threading
 import types
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +29,7 @@ from test_adapters import (
     unirl_service,
     with_keys,
 )
-from test_profiles import profile, read
+from test_profiles import read
 
 import spatialscore_client as sc
 from spatialscore_client.adapters import flow_grpo, plain, trl
@@ -295,39 +290,10 @@ def test_trl_itself_of_several_models(several: Fake, tmp_path: Path, asynchronou
 # A real server.
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of two rewards that people download, on the fixtures whose scores the reference has given."""
-    if "SPATIALSCORE_BINARY" not in os.environ:
-        pytest.skip("SPATIALSCORE_BINARY names no binary; `make client-test` does")
-    fixtures = ROOT / "tests/fixtures/profiles"
-    hpsv3 = profile("hpsv3", tmp_path_factory.mktemp("profile"), base=str(fixtures / read("hpsv3.json")["base"]))
-    models = [
-        f"--model=hpsv3={fixtures}/hpsv3,profile={hpsv3}",
-        f"--model=vqascore={fixtures / read('probabilities.json')[0]['base']},profile=vqascore",
-    ]
-    rest = ["--listen=127.0.0.1:0", "--metrics-listen=", "--log-format=json", "--device=cpu", "--threads=1"]
-    process = subprocess.Popen(
-        [os.environ["SPATIALSCORE_BINARY"], "serve", *rest, *models], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if '"message":"serving"' in line:
-            break
-    found = re.search(r'"address":"([^"]+)"', "".join(lines))
-    assert found, "".join(lines)
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield found[1]
-    process.terminate()
-    process.wait(60)
-
-
 @pytest.fixture
-def judged(real: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], list[Path], list[float]]]:
+def judged(two_models: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], list[Path], list[float]]]:
     """For each model prompts and pictures, and what the reference gave for them."""
-    monkeypatch.setenv("SPATIALSCORE_TARGET", real)
+    monkeypatch.setenv("SPATIALSCORE_TARGET", two_models)
     fixtures = ROOT / "tests/fixtures/profiles"
     items = {"hpsv3": read("hpsv3.json")["items"][:3], "vqascore": read("probabilities.json")[0]["items"][:3]}
     wanted = {"hpsv3": "mean", "vqascore": "probability"}

@@ -7,11 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from spatialscore_client.adapters import judge
 
 SOURCES = [
     "benches",
@@ -99,8 +104,12 @@ def test_json_parses(block: str) -> None:
 
 
 @pytest.mark.parametrize("block", snippets("python"))
-def test_python_runs(block: str, address: str) -> None:
-    block = block.replace("127.0.0.1:50051", address)
+def test_python_runs(block: str, request: pytest.FixtureRequest) -> None:
+    """Against the server of the README, or one of two models where a name stands for it."""
+    servers = {"127.0.0.1:50051": "address", "scorer:50051": "two_models"}
+    for target, fixture in servers.items():
+        if target in block:
+            block = block.replace(target, request.getfixturevalue(fixture))
     ran = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
 
@@ -120,8 +129,28 @@ def test_commands_run(block: str, address: str, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def recipes(value: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a YAML that name a server."""
+    if isinstance(value, dict) and "target" in value:
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from recipes(part)
+
+
+@pytest.mark.parametrize("block", snippets("yaml"))
+def test_recipes_of_trainers_give_rewards(block: str, two_models: str) -> None:
+    """With the keys that are ours."""
+    # Those of the frameworks.
+    theirs = {"_target_", "name", "reward_model", "weight", "batch_size", "async_reward", "num_workers"}
+    for recipe in recipes(yaml.safe_load(block)):
+        keys = {key: value for key, value in recipe.items() if key not in theirs} | {"target": two_models}
+        made = judge.Judge.of(**keys).rewards("a panda", [ROOT / "samples/panda.right.png"])
+        assert len(made.rewards) == 1 and made.rewards[0] != 0
+
+
 def test_snippets_are_found() -> None:
     """So that a changed mark cannot leave all of them out."""
     assert len(snippets("console", marked=True)) >= 4
-    assert len(snippets("python")) >= 3
+    assert len(snippets("python")) >= 6
+    assert len(snippets("yaml")) >= 2
     assert len(snippets("json")) >= 1
