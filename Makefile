@@ -221,7 +221,7 @@ client-test: wheel .cache/balancers/tried ## Test the Python client and its adap
 
 client-frameworks: build .venv/frameworks/installed ## Test adapters and HTTP port in torch, TRL, UniRL (fetches 3 GB)
 	$(CLIENT_TESTS) .venv/frameworks/bin/python -m pytest \
-	    $(addprefix clients/python/tests/test_,adapters.py adapters_models.py http.py images.py rewards.py server.py)
+	    $(addprefix clients/python/tests/test_,adapters.py adapters_models.py rollout_adapters.py http.py images.py rewards.py server.py)
 
 .venv/ray/installed: scripts/python_env.py clients/python/tests/ray.txt clients/python/pyproject.toml
 	$(PYTHON) $< $(@D) clients/python/tests/ray.txt

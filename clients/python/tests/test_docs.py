@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -50,10 +50,10 @@ def blocks(page: Path, language: str, *, marked: bool = False) -> list[str]:
     return re.findall(rf"{mark}```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
 
 
-def snippets(language: str, *, marked: bool = False) -> list[object]:
+def snippets(language: str, *, marked: bool = False, pages: Sequence[Path] = GUIDES) -> list[object]:
     return [
         pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
-        for page in GUIDES
+        for page in pages
         for number, block in enumerate(blocks(page, language, marked=marked))
     ]
 
@@ -137,11 +137,21 @@ def recipes(value: Any) -> Iterator[dict[str, Any]]:
         yield from recipes(part)
 
 
-@pytest.mark.parametrize("block", snippets("yaml"))
+@pytest.mark.parametrize("block", snippets("yaml", pages=[*GUIDES, ROOT / "clients/python/README.md"]))
 def test_recipes_of_trainers_give_rewards(block: str, two_models: str) -> None:
     """With the keys that are ours."""
     # Those of the frameworks.
-    theirs = {"_target_", "name", "reward_model", "weight", "batch_size", "async_reward", "num_workers"}
+    theirs = {
+        "_target_",
+        "name",
+        "reward_model",
+        "weight",
+        "batch_size",
+        "async_reward",
+        "num_workers",
+        "path",
+        "required",
+    }
     for recipe in recipes(yaml.safe_load(block)):
         keys = {key: value for key, value in recipe.items() if key not in theirs} | {"target": two_models}
         made = judge.Judge.of(**keys).rewards("a panda", [ROOT / "samples/panda.right.png"])

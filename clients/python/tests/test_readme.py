@@ -26,7 +26,7 @@ class GRPOTrainer:
 
 
 def test_every_snippet_runs(fake: Fake, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     (tmp_path / "token").write_text("secret\n")
     monkeypatch.setenv("SPATIALSCORE_TARGET", fake.address)
     images = numbered(24)
