@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import numbered
+from conftest import ROOT, numbered
 from fake import Fake, picture
 from test_connections import certificates, server_credentials
 
@@ -25,6 +26,7 @@ from spatialscore_client import adapters
 from spatialscore_client.adapters import flow_grpo, judge, plain, trl
 
 __all__ = ["certificates"]
+TRAINERS = ROOT / "docs/trainers.md"
 
 
 @pytest.fixture
@@ -315,6 +317,39 @@ def test_flow_factory_itself(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Non
     fake.bad_items = {3: "INTERNAL"}
     with pytest.raises(sc.ItemsFailedError):
         processor.compute_rewards(samples)
+
+
+def test_flow_factory_itself_keeps_the_best_and_the_worst(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of the paper's filter, as docs/trainers.md has it, on its own trainer, rewards and samples."""
+    entry = {"name": "spatialscore", "reward_model": "SpatialScoreReward", "target": fake.address}
+    processor = flow_factory_processor(monkeypatch, [entry])
+    pytest.importorskip("imageio", reason="its trainers want imageio")
+    from flow_factory.samples import BaseSample, T2ISample
+
+    (block,) = [
+        each for each in re.findall(r"```python\n(.*?)```", TRAINERS.read_text(), re.S) if "BestAndWorst" in each
+    ]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    trainer = object.__new__(names["BestAndWorst"])
+    # Two groups of 24, one beside the other, the better pictures last.
+    images = [*tensors(48)]
+    samples = [T2ISample(image=image, prompt="same", _unique_id=number % 2) for number, image in enumerate(images)]
+    scored = processor.compute_rewards(samples)
+    trainer.reward_buffer = types.SimpleNamespace(finalize=lambda **_: scored)
+    trainer.advantage_processor = types.SimpleNamespace(group_on_same_rank=True)
+    whole = list(samples)
+    trainer.prepare_feedback(samples)
+    ends = [[*range(group, 12 + group, 2), *range(36 + group, 48 + group, 2)] for group in (0, 1)]
+    place_of = {id(sample): place for place, sample in enumerate(whole)}
+    assert [place_of[id(sample)] for sample in samples] == [*ends[0], *ends[1]]
+    advantages = BaseSample.stack(samples)["advantage"].reshape(2, 12)
+    for group, places in zip(advantages, ends, strict=True):
+        rewards = np.array(places, np.float64)
+        assert group.tolist() == pytest.approx(list((rewards - rewards.mean()) / rewards.std()), abs=1e-3)
+    trainer.advantage_processor.group_on_same_rank = False
+    with pytest.raises(ValueError, match="group_contiguous"):
+        trainer.prepare_feedback(whole)
 
 
 # UniRL: `unirl` 0.2.0 of PyPI, and Tencent-Hunyuan/UniRL at 1a7b501e8fe8517b432a130220d2ff462f9b5afa by a checkout.

@@ -111,7 +111,7 @@ def test_verl_omni_itself(several: Fake, monkeypatch: pytest.MonkeyPatch) -> Non
     """Its manager of several rewards, as its recipes configure it; one call for each picture."""
     theirs = managers(monkeypatch)
     several.components = {}
-    keys = {"target": several.address, "required": True}
+    keys = {"target": [several.address], "required": True}
     entries = {
         "sum": {"weights": WEIGHTS, "weight": 1.0, **keys},
         "minus": {"models": ["minus"], "weight": 0.5, **keys},

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .judge import Judge
@@ -53,18 +53,9 @@ async def compute_score(
 
 def _judge(keys: Mapping[str, Any]) -> Judge:
     """The judge of these keys: a process has one, for all its calls, which come one for each picture."""
-    plain = {name: _plain(value) for name, value in keys.items()}
-    name = json.dumps(plain, sort_keys=True, default=repr)
+    # Recipes bring lists and mappings of their own kinds, which say what they hold.
+    name = json.dumps(keys, sort_keys=True, default=repr)
     with _lock:
         if name not in _judges:
-            _judges[name] = Judge.of(**plain, asynchronous=True)
+            _judges[name] = Judge.of(**keys, asynchronous=True)
         return _judges[name]
-
-
-def _plain(value: Any) -> Any:
-    """OmegaConf's lists and mappings as Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(part) for part in value]
-    return value
