@@ -19,7 +19,7 @@ BINARY := target/release/spatialscore
 WHEELS := $(CURDIR)/target/wheels
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity real-packages bench bench-device attack fixtures \
+.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity real-packages bench bench-device bench-unirl attack fixtures \
     train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
     example-short clean
 
@@ -151,6 +151,18 @@ bench: build .venv/bench/installed ## Measure speed on this machine against tran
 
 bench-device: build .venv/bench/installed ## The same on a GPU, for the 7B shape with random weights (DEVICE=cuda:0)
 	.venv/bench/bin/python benches/transformers_gpu.py --device $(or $(DEVICE),cuda:0)
+
+# UNIRL is a checkout of Tencent-Hunyuan/UniRL, which is on no index with its reward service; Python 3.11. Its scorer runs
+# on the torch and the Pillow of .venv/reference.
+$(PACKAGES)/unirl/installed: scripts/python_env.py benches/unirl.txt .venv/reference/installed
+	$(PYTHON) $< $(@D)
+	realpath .venv/reference/lib/python*/site-packages > $$(echo $(@D)/lib/python*/site-packages)/reference.pth
+	$(PYTHON) $< $(@D) benches/unirl.txt
+	$(@D)/bin/python -m pip install -q --no-deps $(PACKAGE_hpsv3)
+	@touch $@
+
+bench-unirl: build .venv/bench/installed $(PACKAGES)/unirl/installed ## Measure UniRL's reward service beside ours (UNIRL=CHECKOUT)
+	.venv/bench/bin/python benches/unirl_service.py $(UNIRL)/unirl-reward-service $(CURDIR)/$(PACKAGES)/unirl/bin/python $(BENCH)
 
 attack: build .venv/client/installed ## Attack a server from twenty loopback addresses, beside a token holder (5 minutes)
 	.venv/client/bin/python benches/attack.py $(BINARY) $(ATTACK)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BINARY = ROOT / "target/release/spatialscore"
+BINARY = Path(os.environ.get("SPATIALSCORE_BINARY", ROOT / "target/release/spatialscore"))
 OUT = ROOT / "target/bench"
 MINI = ROOT / "models/spatialscore-mini"
 sys.path.insert(0, str(ROOT / "tests/reference"))

@@ -52,14 +52,18 @@ def rate(said):
 class Server:
     """A process that serves, with its log in a file."""
 
-    def __init__(self, command, log, ready):
+    def __init__(self, command, log, ready, patience=120):
         self.log = open(log, "w")
         self.process = subprocess.Popen(list(map(str, command)), stdout=self.log, stderr=self.log)
-        until = time.monotonic() + 120
-        while not ready():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{command[0]} does not serve: {Path(log).read_text()[-2000:]}")
-            time.sleep(0.1)
+        until = time.monotonic() + patience
+        try:
+            while not ready():
+                if self.process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"{command[0]} does not serve: {Path(log).read_text()[-2000:]}")
+                time.sleep(0.1)
+        except BaseException:
+            self.process.terminate()
+            raise
 
     def resident(self):
         """Memory in MiB."""
