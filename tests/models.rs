@@ -6,7 +6,7 @@ mod common;
 mod golden;
 
 use common::process::{Server, get, run};
-use common::{TestServer, encoded, growth, item, outcomes, request, soon, until};
+use common::{TestServer, encoded, growth, item, outcomes, request, soon};
 use golden::Case;
 use serde_json::json;
 use spatialscore::edge::proto;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{USAGE, fail, signals};
+use crate::audit;
 use crate::config::{Settings, Sources};
 use crate::edge::auth;
 use crate::files;
@@ -211,6 +212,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// What is wrong with the files that settings name, by the setting's name.
 fn file_faults(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut faults = auth::file_faults(settings);
+    let audit = settings.audit.as_ref().and_then(|log| Some((log, audit::Writer::fault(log)?)));
+    faults.extend(
+        audit.map(|(log, error)| ("audit.path", format!("{}: the file {error}", log.path.display()))),
+    );
     for model in &settings.models {
         if let Some(profile) = model.profile.as_deref().filter(|name| profile::shipped(name).is_none())
             && let Err(error) = files::read(Path::new(profile))

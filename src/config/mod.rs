@@ -57,6 +57,34 @@ pub struct Settings {
     pub metrics_listen: Option<SocketAddr>,
     /// How models come and go.
     pub admin: AdminSettings,
+    /// How models are tested while they serve.
+    pub self_test: SelfTestSettings,
+    /// The log of what judged which item; `None`: there is none.
+    pub audit: Option<AuditSettings>,
+}
+
+/// Section `[audit]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// The file that is written.
+    pub path: PathBuf,
+    /// The bytes after which another begins.
+    pub max_file_bytes: u64,
+    /// How many there are at most.
+    pub max_files: usize,
+    /// Whether prompts and questions are recorded.
+    pub prompts: bool,
+    /// Whether pictures are recorded.
+    pub pictures: bool,
+}
+
+/// Section `[selftest]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelfTestSettings {
+    /// How often each model scores the items of its self-test again; `None`: never.
+    pub interval: Option<Duration>,
+    /// How far a number of theirs may be from the first one.
+    pub tolerance: f32,
 }
 
 /// Section `[admin]`.
@@ -358,6 +386,11 @@ impl Settings {
                 tokens_file: r.path("admin.tokens_file"),
                 wake_on_call: r.parse("admin.wake_on_call", "true or false", false),
             },
+            self_test: SelfTestSettings {
+                interval: r.seconds("selftest.interval_seconds", 0..=604_800),
+                tolerance: r.number("selftest.tolerance", 0.0..=1_000_000.0),
+            },
+            audit: r.audit(),
         };
         let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         settings.server.asks_for_certificates = certificates;
@@ -473,6 +506,7 @@ mod tests {
             let files = [
                 "auth.tokens_file",
                 "admin.tokens_file",
+                "audit.path",
                 "tls.certificate",
                 "tls.key",
                 "tls.client_ca",

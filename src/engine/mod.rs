@@ -7,6 +7,7 @@ mod loaded;
 mod manager;
 mod memory;
 mod models;
+mod onlookers;
 mod score_cache;
 mod self_test;
 
@@ -32,9 +33,11 @@ pub use loaded::{LoadError, Loaded, MakeScorer, ModelInfo, Terms};
 pub use manager::{IntoLoaded, Loader, ModelControl, ModelControlError, ModelManager};
 pub use memory::Memory;
 pub use models::{Model, Models, State};
+pub use onlookers::Onlookers;
 pub use self_test::SelfTest;
 
 use cpu_pool::{Cost, Pool};
+use onlookers::Note;
 use score_cache::{Follow, Key, Lead, Lookup, Results};
 
 /// Bytes of JSON and base64 that are read in about the time that it takes to admit an item.
@@ -51,6 +54,7 @@ pub struct Engine {
     /// Decodes and resizes.
     preparation: Pool,
     results: Arc<Results>,
+    onlookers: Arc<Onlookers>,
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
@@ -74,6 +78,8 @@ pub type Started<S> = (Arc<Engine>, Lifeline, Arc<ModelManager<S>>);
 pub struct Admitted {
     parts: Vec<Result<Part, ScoreError>>,
     took: Duration,
+    /// What is noted of it for who looks on.
+    note: Option<Box<Note>>,
 }
 
 /// An item as one model reads it.
@@ -93,11 +99,6 @@ impl Admitted {
     /// What the item costs with each model that can score it. Each needs a place of its own.
     pub fn costs(&self) -> impl Iterator<Item = usize> {
         self.parts.iter().flatten().map(|part| part.model.cost(part.draft.tokens()))
-    }
-
-    /// An item that can never be scored, by any of so many models.
-    pub fn refused(error: &ScoreError, models: usize) -> Self {
-        Self { parts: (0..models).map(|_| Err(error.clone())).collect(), took: Duration::ZERO }
     }
 }
 
@@ -127,10 +128,11 @@ impl Engine {
     where
         S: Scorer + Send + 'static,
     {
-        Self::start_managed(settings, loaded, None).map(|(engine, lifeline, _)| (engine, lifeline))
+        Self::start_managed(settings, loaded, None, Onlookers::default())
+            .map(|(engine, lifeline, _)| (engine, lifeline))
     }
 
-    /// As [`Engine::start`], with what has models come and go, by means of `loader`.
+    /// As [`Engine::start`], with what has models come and go, by means of `loader`, and with who looks on.
     ///
     /// # Errors
     /// As [`Engine::start`].
@@ -138,6 +140,7 @@ impl Engine {
         settings: &Settings,
         loaded: impl IntoLoaded<Scorer = S>,
         loader: Option<Loader<S>>,
+        onlookers: Onlookers,
     ) -> Result<Started<S>, LoadError>
     where
         S: Scorer + Send + 'static,
@@ -146,8 +149,9 @@ impl Engine {
         let admission = pool("admission", usize::MAX)?;
         let preparation = pool("processor", settings.limits.max_decode_bytes)?;
         let queue = Queue::new(settings.queue);
+        let results = Results::new(settings.cache_items);
         let manager::Placed { manager, models, workers, up } =
-            manager::place(settings, loaded.into_list(), &queue, loader)?;
+            manager::place(settings, loaded.into_list(), &queue, &results, loader)?;
         let (stop, stopped) = watch::channel(false);
         let (alive_sender, alive) = mpsc::channel(1);
         let lifeline = Lifeline { queue: Arc::clone(&queue), stop, up, alive, workers };
@@ -156,7 +160,8 @@ impl Engine {
             limits: settings.limits.clone(),
             admission,
             preparation,
-            results: Results::new(settings.cache_items),
+            results,
+            onlookers: Arc::new(onlookers),
             queue,
             stopped,
             _alive: alive_sender,
@@ -218,17 +223,24 @@ impl Engine {
         let cost = Cost { time: item.questions.len().max(1) * models.len(), memory: 0 };
         let questions: Option<Arc<[String]>> = (!item.questions.is_empty())
             .then(|| item.questions.iter().map(|question| question.text.clone()).collect());
-        let models = models.to_vec();
+        let (models, onlookers, whose) = (models.to_vec(), Arc::clone(&self.onlookers), claim.clone());
         let work = move || {
+            let note = onlookers.look(&models, Some(&item), &whose);
             let part = |model: Arc<Model>| {
                 let draft = model.processor.admit_item(item.clone())?;
                 let components = questions.clone().unwrap_or_else(|| Arc::clone(&model.components));
                 Ok(Part { model, draft, components })
             };
-            Ok(models.into_iter().map(part).collect())
+            Ok((models.into_iter().map(part).collect(), note))
         };
-        let parts = self.admission.run(claim, cost, work).await?;
-        Ok(Admitted { parts, took: start.elapsed() })
+        let (parts, note) = self.admission.run(claim, cost, work).await?;
+        Ok(Admitted { parts, took: start.elapsed(), note })
+    }
+
+    /// An item that can never be scored, by any of these models.
+    pub fn refuse(&self, models: &[Arc<Model>], error: &ScoreError, claim: &Claim) -> Admitted {
+        let parts = models.iter().map(|_| Err(error.clone())).collect();
+        Admitted { parts, took: Duration::ZERO, note: self.onlookers.look(models, None, claim) }
     }
 
     /// Prepares an admitted item on the pool, its pictures decoded once, hands it to the workers, and waits for the score of
@@ -238,7 +250,21 @@ impl Engine {
     /// Dropping the future cancels the item wherever it is, unless a device computes it already.
     pub async fn score(
         &self,
-        Admitted { parts, took }: Admitted,
+        Admitted { parts, took, note }: Admitted,
+        permits: impl IntoIterator<Item = Permit>,
+        claim: &Claim,
+    ) -> Answers {
+        let answers = self.answers(parts, took, permits, claim).await;
+        if let Some(note) = note {
+            self.onlookers.tell(*note, &answers);
+        }
+        answers
+    }
+
+    async fn answers(
+        &self,
+        parts: Vec<Result<Part, ScoreError>>,
+        took: Duration,
         permits: impl IntoIterator<Item = Permit>,
         claim: &Claim,
     ) -> Answers {
