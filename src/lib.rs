@@ -17,7 +17,7 @@
 //!
 //! [`audit`] is the log of what judged which item: the engine hands in its lines, and `spatialscore replay` reads them.
 //!
-//! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`] and [`telemetry`] may be used by all; [`cli`]
+//! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`], [`statistics`] and [`telemetry`] may be used by all; [`cli`]
 //! is what the binary does with them.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -37,4 +37,5 @@ pub mod processor;
 pub mod request_context;
 pub mod scheduler;
 pub mod server;
+pub mod statistics;
 pub mod telemetry;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/golden.rs"]
+mod golden;
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +11,7 @@ use std::process::Command;
 
 use common::process::{Server, get, run};
 use common::{PROMPT, SIDE, TestServer, encoded, image, item, outcomes, png, request, soon, until};
+use golden::Case;
 use spatialscore::audit::{self, Entry, Read};
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::image::Source;
@@ -215,4 +218,177 @@ fn a_log_that_cannot_be_is_refused_at_start() {
         let (code, _, said) = run(&["serve", "--listen=127.0.0.1:0", &format!("--set=audit.path={path}")]);
         assert!(code == 64 && said.contains("audit.path = ") && said.contains(words), "{said}");
     }
+}
+
+/// A log of this case's items as a server of `model` scored them, with all that is needed to score them again.
+async fn recorded(case: &Case, model: &str, path: &Path) -> Vec<Entry> {
+    let set = [
+        format!("--set=audit.path={}", path.display()),
+        "--set=audit.prompts=true".to_owned(),
+        "--set=audit.pictures=true".to_owned(),
+        // Many files.
+        "--set=audit.max_file_bytes=4096".to_owned(),
+        "--set=audit.max_files=100".to_owned(),
+    ];
+    let server = Server::of_models(&[model], &set.each_ref().map(String::as_str));
+    let mut client = SpatialScoreServiceClient::connect(server.url()).await.unwrap();
+    let mut items: Vec<_> = (0..case.items.len())
+        .map(|n| proto::ScoreItem {
+            prompt: Some(case.items[n].prompt.clone()),
+            ..item(encoded(case.items[n].files(&case.directory).pop().unwrap()))
+        })
+        .collect();
+    // Pixels too, and what has no score.
+    items.push(proto::ScoreItem { prompt: Some(PROMPT.into()), ..item(image(9)) });
+    items.push(item(encoded(b"no picture".to_vec())));
+    client.score(proto::ScoreRequest { items, ..Default::default() }).await.unwrap();
+    server.signal("TERM");
+    assert_eq!(server.code(), Some(0));
+    assert!(path.with_extension("jsonl.1").exists(), "it was to have several files");
+    let lines = lines(path);
+    assert_eq!(lines.len(), case.items.len() + 2);
+    lines
+}
+
+/// Writes a log anew, in one file.
+fn rewrite(path: &Path, lines: &[Entry]) {
+    for file in fs::read_dir(path.parent().unwrap()).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let text: Vec<String> = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+    fs::write(path, text.concat()).unwrap();
+}
+
+/// What `replay --json` says: of the log, and of each model.
+#[track_caller]
+fn replayed(path: &Path, more: &[&str]) -> (i32, Vec<serde_json::Value>, String) {
+    let (code, out, said) = run(&[&["replay", path.to_str().unwrap(), "--json"], more].concat());
+    (code, out.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_scored_again_and_what_differs_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let case = Case::open("mlp");
+    let mut lines = recorded(&case, "m=mlp", &path).await;
+    let scored = case.items.len() + 1;
+    let checkpoint = case.checkpoint();
+    let by = |name: &str| format!("{name}{checkpoint},device=cpu");
+
+    // As it was, from all files.
+    let (code, said, errors) = replayed(&path, &["--model", &by("")]);
+    assert_eq!((code, said.len()), (0, 2), "{said:?} {errors}");
+    assert_eq!(
+        said[0],
+        serde_json::json!({"lines": scored + 1, "without_score": 1, "torn": 0, "of_others": 0})
+    );
+    let model = &said[1];
+    assert_eq!(
+        (&model["model"], &model["compared"], &model["over"]),
+        (&"m".into(), &scored.into(), &0.into())
+    );
+    assert!(model["largest_difference"].as_f64().unwrap() <= 1e-5, "{model}");
+    assert!((model["rank_correlation"].as_f64().unwrap() - 1.0).abs() < 1e-12, "{model}");
+    assert!(model["was"].as_str().unwrap().starts_with("sha256:") && model["was"] == model["now"], "{model}");
+
+    // A score that was changed by hand, and one whose standard deviation was.
+    let original = lines.clone();
+    let changed = lines.iter().position(|line| line.mean.is_some()).unwrap();
+    lines[changed].mean = lines[changed].mean.map(|mean| mean + 0.25);
+    rewrite(&path, &lines);
+    let (code, said, errors) = replayed(&path, &["--model", &by("m=")]);
+    assert_eq!(code, 1, "{errors}");
+    assert_eq!(said[1]["over"], 1);
+    let worst = &said[1]["worst"][0];
+    assert_eq!(worst["line"], format!("{}:{}", path.display(), changed + 1));
+    assert!((worst["difference"].as_f64().unwrap() - 0.25).abs() < 1e-4, "{worst}");
+    let shift = said[1]["mean_shift"].as_f64().unwrap();
+    assert!((shift + 0.25 / scored as f64).abs() < 1e-4, "{shift}");
+    assert_eq!(replayed(&path, &["--model", &by("m="), "--tolerance", "0.3"]).0, 0);
+    let (code, page, _) = run(&["replay", path.to_str().unwrap(), "--model", &by("")]);
+    assert!(code == 1 && page.contains("1 over 0.0001") && page.contains("jsonl:"), "{page}");
+    let mut wider = original.clone();
+    wider[changed].stddev = wider[changed].stddev.map(|stddev| stddev + 0.25);
+    rewrite(&path, &wider);
+    assert_eq!(replayed(&path, &["--model", &by("")]).1[1]["over"], 1);
+
+    // Another checkpoint gives other scores.
+    rewrite(&path, &original);
+    let other = format!("{},device=cpu", Case::open("flat").checkpoint());
+    let (code, said, _) = replayed(&path, &["--model", &other]);
+    assert!(code == 1 && said[1]["was"] != said[1]["now"], "{said:?}");
+
+    // A running server, by the name of the log and by another.
+    let server = Server::of_models(&["m=mlp", "other=flat"], &[]);
+    let (code, said, errors) = replayed(&path, &["--server", &server.address]);
+    assert!(code == 0 && said[1]["compared"] == scored, "{said:?} {errors}");
+    assert_eq!(replayed(&path, &["--server", &server.address, "--model", "m=other"]).0, 1);
+    let (code, _, errors) = replayed(&path, &["--server", &server.address, "--model", "none"]);
+    assert!(code == 1 && errors.contains("there is no model \"none\""), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_scored_again_is_refused_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let case = Case::open("flat");
+    let lines = recorded(&case, "m=flat", &path).await;
+    let checkpoint = format!("{},device=cpu", case.checkpoint());
+    let refused = |more: &[&str], words: &str| {
+        let (code, _, said) = replayed(&path, more);
+        assert!(code == 64 && said.contains(words), "{code} {said}");
+    };
+    let bare = |edit: fn(&mut Entry)| {
+        let mut lines = lines.clone();
+        lines.iter_mut().for_each(edit);
+        rewrite(&path, &lines);
+    };
+    bare(|line| line.prompt = None);
+    refused(
+        &["--model", &checkpoint],
+        "has no prompt and cannot be scored again: only with audit.prompts = true",
+    );
+    bare(|line| line.image = None);
+    refused(
+        &["--model", &checkpoint],
+        "has no picture and cannot be scored again: only with audit.pictures = true",
+    );
+    bare(|line| line.mean = None);
+    refused(&["--model", &checkpoint], "no line can be compared");
+    let mut two = lines.clone();
+    // What is answered first stands first.
+    two.sort_by_key(|line| line.mean.is_none());
+    two[1].model = "n".into();
+    rewrite(&path, &two);
+    refused(
+        &["--model", &checkpoint],
+        &format!(
+            "the log has lines of \"m\" and of \"n\": say whose are wanted, as in --model m={checkpoint}"
+        ),
+    );
+    refused(&["--model", &checkpoint, "--model", &checkpoint], "each must say whose lines");
+    let own = format!("m={checkpoint}");
+    let (code, said, errors) = replayed(&path, &["--model", &own]);
+    assert!(code == 0 && said[0]["of_others"] == 1, "{said:?} {errors}");
+    // One that the disk was full for, or whose server was killed; and what is no log.
+    rewrite(&path, &lines);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, &text[..text.len() - 7]).unwrap();
+    let (code, said, _) = replayed(&path, &["--model", &checkpoint]);
+    assert!(code == 0 && said[0]["torn"] == 1, "{said:?}");
+    fs::write(&path, "{\"model\": 7}\n").unwrap();
+    refused(&["--model", &checkpoint], "audit.jsonl:1: this is no line of an audit log");
+    // What has no score now.
+    let mut lines = lines;
+    lines.sort_by_key(|line| line.mean.is_none());
+    lines[0].image.as_mut().unwrap().bytes = b"no picture"[..].into();
+    rewrite(&path, &lines);
+    let (code, said, _) = replayed(&path, &["--model", &checkpoint]);
+    assert!(code == 1 && said[1]["failed"] == 1, "{said:?}");
+    assert!(said[1]["errors"][0]["error"].as_str().unwrap().starts_with("INVALID_ARGUMENT: "), "{said:?}");
+    fs::remove_file(&path).unwrap();
+    refused(&["--model", &checkpoint], "No such file");
+    let (code, _, said) = run(&["replay", "x", "--model", "./none"]);
+    assert!(code == 64, "{said}");
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use metrics::counter;
 
 pub use entry::{Entry, Image, Part, Question};
-pub use reader::{Fault, Read, read};
+pub use reader::{Fault, Place, Read, read};
 
 use crate::byte_room::{ByteRoom, Held};
 use crate::config::AuditSettings;

@@ -132,7 +132,7 @@ pub struct Arguments {
     print_settings: bool,
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(super) fn name_and_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("must be SECTION.KEY=VALUE")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
