@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
@@ -32,7 +33,9 @@ use crate::edge::proto::health::health_server::HealthServer;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::edge::transport::{self, Protocol, Wire};
 use crate::edge::{http, proto};
-use crate::engine::{self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models, Onlookers};
+use crate::engine::{
+    self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models, Onlookers, Shadow, Tap,
+};
 use crate::model::Scorer;
 use crate::telemetry;
 
@@ -177,7 +180,8 @@ where
     L: IntoLoaded<Scorer: Scorer + Send + 'static> + 'static,
 {
     let (audit, writer) = open_audit(&settings)?.unzip();
-    let onlookers = Onlookers { audit };
+    let (tap, shadow) = settings.shadow.as_ref().map(Tap::new).unzip();
+    let onlookers = (Onlookers { audit, shadow: tap }, shadow);
     let ended = serve_models(settings, ports, load, loader, onlookers, shutdown).await;
     if let Some(writer) = writer {
         writer.end(AUDIT_TIMEOUT);
@@ -198,7 +202,7 @@ async fn serve_models<L>(
     ports: Ports,
     load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
     loader: Option<Loader<L::Scorer>>,
-    onlookers: Onlookers,
+    (onlookers, shadow): (Onlookers, Option<Shadow>),
     shutdown: impl Future<Output = impl Future<Output = ()>>,
 ) -> Result<(), ServerError>
 where
@@ -233,6 +237,8 @@ where
         }));
     }
     manager_sender.send_replace(Some(manager.clone() as Arc<dyn ModelControl>));
+    // It ends with the first word to stop: what it holds of the engine is nothing to wait for.
+    let shadow = shadow.map(|shadow| AbortOnDropHandle::new(tokio::spawn(shadow.run(Arc::clone(&engine)))));
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
     let stop = tokio::select! {
@@ -241,6 +247,7 @@ where
         at_once = &mut shutdown => Ok(at_once),
     };
 
+    drop(shadow);
     serving.announce(false);
     manager_sender.send_replace(None);
     drop(manager);

@@ -16,7 +16,7 @@ use prost::Message;
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::health;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
-use spatialscore::engine::{LoadError, ModelControl};
+use spatialscore::engine::{LoadError, ModelControl, Onlookers};
 use spatialscore::error::ScoreError;
 use spatialscore::processor::{Item, Picture};
 use spatialscore::request_context::Claim;
@@ -207,7 +207,7 @@ async fn a_model_whose_numbers_drift_is_taken_out_of_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_model_scored_before_it_failed_is_forgotten_and_it_wakes_only_as_it_was() {
-    let ((engine, _lifeline, manager), devices) = engine(&["other", "wrong"], &[]);
+    let ((engine, _lifeline, manager), devices) = engine(&["other", "wrong"], &[], Onlookers::default());
     let named = ["wrong".to_owned()];
     let rgb8 = Bytes::from(vec![7; (SIDE * SIDE * 3) as usize]);
     let score = async || {
@@ -247,7 +247,8 @@ async fn what_a_model_scored_before_it_failed_is_forgotten_and_it_wakes_only_as_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_within_the_bound_serves_on() {
-    let ((engine, _lifeline, manager), devices) = engine(&["bound"], &[("selftest.tolerance", "0.5")]);
+    let ((engine, _lifeline, manager), devices) =
+        engine(&["bound"], &[("selftest.tolerance", "0.5")], Onlookers::default());
     let test_again = async || {
         let manager = Arc::clone(&manager);
         soon(tokio::task::spawn_blocking(move || manager.test_again())).await.unwrap();

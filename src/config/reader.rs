@@ -11,7 +11,7 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
 use super::models::{self, Table};
-use super::{AuditSettings, EXAMPLE, Fault, ModelSettings, Sources, TlsSettings};
+use super::{AuditSettings, EXAMPLE, Fault, ModelSettings, ShadowSettings, Sources, TlsSettings};
 use crate::files;
 
 /// Where a value came from, as the `config` crate calls the environment, and as we call a flag.
@@ -234,6 +234,16 @@ impl Reader {
         let [prompts, pictures] =
             ["audit.prompts", "audit.pictures"].map(|name| self.parse(name, "true or false", false));
         path.map(|path| AuditSettings { path, max_file_bytes, max_files, prompts, pictures })
+    }
+
+    pub(super) fn shadow(&mut self) -> Option<ShadowSettings> {
+        let [model, of] = ["shadow.model", "shadow.of"].map(|name| self.text(name));
+        let share = self.number("shadow.share", 0.0..=1.0);
+        let max_items = self.number("shadow.max_items", 1..=1 << 16);
+        if share > 0.0 && model.is_empty() {
+            self.fault("shadow.share", "there is no shadow.model");
+        }
+        (share > 0.0).then_some(ShadowSettings { model, of, share, max_items })
     }
 
     pub(super) fn endpoint(&mut self, name: &'static str) -> Option<String> {

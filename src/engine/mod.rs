@@ -10,6 +10,7 @@ mod models;
 mod onlookers;
 mod score_cache;
 mod self_test;
+mod shadow;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -35,6 +36,7 @@ pub use memory::Memory;
 pub use models::{Model, Models, State};
 pub use onlookers::Onlookers;
 pub use self_test::SelfTest;
+pub use shadow::{Shadow, Tap};
 
 use cpu_pool::{Cost, Pool};
 use onlookers::Note;
@@ -223,9 +225,10 @@ impl Engine {
         let cost = Cost { time: item.questions.len().max(1) * models.len(), memory: 0 };
         let questions: Option<Arc<[String]>> = (!item.questions.is_empty())
             .then(|| item.questions.iter().map(|question| question.text.clone()).collect());
+        let first = self.onlookers.first_of(models, &self.models);
         let (models, onlookers, whose) = (models.to_vec(), Arc::clone(&self.onlookers), claim.clone());
         let work = move || {
-            let note = onlookers.look(&models, Some(&item), &whose);
+            let note = onlookers.look(&models, first, Some(&item), &whose);
             let part = |model: Arc<Model>| {
                 let draft = model.processor.admit_item(item.clone())?;
                 let components = questions.clone().unwrap_or_else(|| Arc::clone(&model.components));
@@ -240,7 +243,7 @@ impl Engine {
     /// An item that can never be scored, by any of these models.
     pub fn refuse(&self, models: &[Arc<Model>], error: &ScoreError, claim: &Claim) -> Admitted {
         let parts = models.iter().map(|_| Err(error.clone())).collect();
-        Admitted { parts, took: Duration::ZERO, note: self.onlookers.look(models, None, claim) }
+        Admitted { parts, took: Duration::ZERO, note: self.onlookers.look(models, None, None, claim) }
     }
 
     /// Prepares an admitted item on the pool, its pictures decoded once, hands it to the workers, and waits for the score of
@@ -300,6 +303,28 @@ impl Engine {
         parts.into_iter().map(|part| part.and_then(|()| answers.next().unwrap_or_else(lost))).collect()
     }
 
+    /// Scores an item with the model of this name, in what callers leave: it takes no place in the queue, and has a score only
+    /// where there would be one; nor does anyone who asks for the same wait for it.
+    async fn score_aside(
+        &self,
+        model: &str,
+        item: Item,
+        claim: &Claim,
+    ) -> Result<(Arc<Model>, Score), ScoreError> {
+        let model = self.models.named(&[model.to_owned()])?.pop().ok_or_else(no_place)?;
+        let cost = Cost { time: item.questions.len().max(1), memory: 0 };
+        let processor = Arc::clone(&model.processor);
+        let draft = self.admission.run(claim, cost, move || processor.admit_item(item)).await?;
+        if !self.queue.has_room(claim, model.cost(draft.tokens())) {
+            return Err(ScoreError::QueueFull { retry_after: Duration::ZERO });
+        }
+        let cost = Cost { time: draft.memory() >> 10, memory: draft.memory() };
+        let processor = Arc::clone(&model.processor);
+        let sample = self.preparation.run(claim, cost, move || processor.prepare(draft)).await?;
+        let scored = self.forward(&model, sample, None, claim).await?;
+        Ok((model, scored.score))
+    }
+
     /// Follows an item that is prepared to its score, with one model. Says too how long it was prepared.
     async fn answer(
         &self,
@@ -317,7 +342,7 @@ impl Engine {
                     return Ok((scored, preprocess));
                 }
                 Step::Lead(sample, lead) => {
-                    let outcome = self.forward(model, sample, permit, claim).await;
+                    let outcome = self.forward(model, sample, Some(permit), claim).await;
                     lead.finish(&outcome);
                     return Ok((outcome?, preprocess));
                 }
@@ -382,7 +407,7 @@ impl Engine {
         &self,
         model: &Model,
         sample: Sample,
-        permit: Permit,
+        permit: Option<Permit>,
         claim: &Claim,
     ) -> Result<Scored, ScoreError> {
         let (reply, scored) = oneshot::channel();
@@ -390,7 +415,7 @@ impl Engine {
             model: Arc::clone(&model.tag),
             cost: model.cost(sample.tokens()),
             sample,
-            permit: Some(permit),
+            permit,
             claim: claim.clone(),
             reply,
             enqueued: Instant::now(),

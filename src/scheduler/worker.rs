@@ -598,18 +598,8 @@ mod tests {
         const LAST: usize = 4;
         let queue = Queue::new(Capacity { tokens: 100, items: 100 });
         let log = Arc::new(Log::default());
-        let post = Post {
-            device: "fake".into(),
-            queue: Arc::clone(&queue),
-            budget: BatchBudget { tokens: 100, items: 1 },
-            up: watch::Sender::new(0),
-        };
-        let make: Make<Gated, String> = {
-            let log = Arc::clone(&log);
-            Arc::new(move || Ok(Gated(Arc::clone(&log))))
-        };
-        let models = Models::new(&queue, [(Tag::default().id, make)]);
-        let worker = spawn(post, Arc::clone(&models), |up| up.unwrap()).unwrap();
+        let seen = Arc::clone(&log);
+        let (models, worker) = worker(&queue, move || Gated(Arc::clone(&seen)));
         let answers: Vec<_> = (1..=LAST)
             .map(|tokens| {
                 let (job, answer) = job(&queue, tokens);
@@ -653,6 +643,23 @@ mod tests {
         assert_eq!(due, [launched(1), ("errand", 1), launched(2), launched(3), launched(4)]);
     }
 
+    /// A worker of one model whose batches have one item.
+    fn worker<S: Scorer + Send + 'static>(
+        queue: &Arc<Queue>,
+        make: impl Fn() -> S + Send + Sync + 'static,
+    ) -> (Arc<Models<S, String>>, JoinHandle<()>) {
+        let post = Post {
+            device: "fake".into(),
+            queue: Arc::clone(queue),
+            budget: BatchBudget { tokens: 100, items: 1 },
+            up: watch::Sender::new(0),
+        };
+        let make: Make<S, String> = Arc::new(move || Ok(make()));
+        let models = Models::new(queue, [(Tag::default().id, make)]);
+        let worker = spawn(post, Arc::clone(&models), |up| up.unwrap()).unwrap();
+        (models, worker)
+    }
+
     /// A job of so many tokens, and where its answer comes.
     fn job(queue: &Arc<Queue>, tokens: usize) -> (Job, oneshot::Receiver<Result<Scored, ScoreError>>) {
         let (claim, (reply, answer)) = (Claim::default(), oneshot::channel());
@@ -683,18 +690,8 @@ mod tests {
             })
             .collect();
         let log = Arc::new(Log::default());
-        let post = Post {
-            device: "fake".into(),
-            queue: Arc::clone(&queue),
-            budget: BatchBudget { tokens: 100, items: 1 },
-            up: watch::Sender::new(0),
-        };
-        let make: Make<Overlapped, String> = {
-            let log = Arc::clone(&log);
-            Arc::new(move || Ok(Overlapped::new(Arc::clone(&log), LAST)))
-        };
-        let models = Models::new(&queue, [(Tag::default().id, make)]);
-        let worker = spawn(post, models, |up| up.unwrap()).unwrap();
+        let seen = Arc::clone(&log);
+        let (_models, worker) = worker(&queue, move || Overlapped::new(Arc::clone(&seen), LAST));
         for (batch, answer) in (1..).zip(answers) {
             assert_eq!(answer.blocking_recv().unwrap().unwrap().score.mean, batch as f32);
         }

@@ -71,6 +71,12 @@ pub const CONSTANT_SCORES: &str = "spatialscore_constant_scores";
 pub const SELF_TESTS: &str = "spatialscore_self_tests_total";
 /// Lines of the audit log, by `outcome`: `written`, `dropped` (there was no room for more that wait) or `failed`.
 pub const AUDIT_LINES: &str = "spatialscore_audit_lines_total";
+/// Items for the second `model`, by `outcome`: `scored`, `dropped` (there was no room) or `failed`.
+pub const SHADOW_ITEMS: &str = "spatialscore_shadow_items_total";
+/// How much higher the second `model` scores than that it is held against (`of`), in the mean of the newest items.
+pub const SHADOW_SHIFT: &str = "spatialscore_shadow_mean_shift";
+/// Spearman's rank correlation of the two, over the same items.
+pub const SHADOW_RANK_CORRELATION: &str = "spatialscore_shadow_rank_correlation";
 /// 1 while the model serves; 0 while it loads or drains, or has no worker, or a model is out of service.
 pub const SERVING: &str = "spatialscore_serving";
 /// Connections that are open.
@@ -257,6 +263,12 @@ fn describe() {
     describe_gauge!(CONSTANT_SCORES, "1 where the scores of the self-test at load did not differ.");
     describe_counter!(SELF_TESTS, "Self-tests of models that serve, by outcome: passed, failed or error.");
     describe_counter!(AUDIT_LINES, "Lines of the audit log, by outcome: written, dropped or failed.");
+    describe_counter!(SHADOW_ITEMS, "Items for the second model, by outcome: scored, dropped or failed.");
+    describe_gauge!(
+        SHADOW_SHIFT,
+        "How much higher the second model scores in the mean, of the newest items."
+    );
+    describe_gauge!(SHADOW_RANK_CORRELATION, "Spearman's rank correlation of both models' newest scores.");
     describe_gauge!(
         SERVING,
         "1 while the model serves; 0 while it loads or drains, has no worker, or one is out of service."

@@ -111,6 +111,8 @@ pub struct FakeDevice {
     refuses: AtomicBool,
     /// What its scores are off by.
     drift: Mutex<f32>,
+    /// What its scores are multiplied by.
+    scale: Mutex<f32>,
 }
 
 impl FakeDevice {
@@ -125,6 +127,7 @@ impl FakeDevice {
             made: AtomicUsize::new(0),
             refuses: AtomicBool::new(false),
             drift: Mutex::default(),
+            scale: Mutex::new(1.0),
         })
     }
 
@@ -158,6 +161,11 @@ impl FakeDevice {
     /// Computes scores that are off by so much from now on.
     pub fn drift(&self, by: f32) {
         *self.drift.lock().unwrap() = by;
+    }
+
+    /// Computes scores that are so many times the shades from now on.
+    pub fn scale(&self, by: f32) {
+        *self.scale.lock().unwrap() = by;
     }
 
     /// How many models were made for it.
@@ -255,8 +263,8 @@ impl Scorer for FakeScorer {
             INFINITE_STDDEV => (1.0, f32::INFINITY),
             shade => (f32::from(shade), 0.5),
         };
-        let drift = *self.device.drift.lock().unwrap();
-        let scores = shades.into_iter().map(score).map(|(mean, stddev)| (mean + drift, stddev));
+        let (drift, scale) = (*self.device.drift.lock().unwrap(), *self.device.scale.lock().unwrap());
+        let scores = shades.into_iter().map(score).map(|(mean, stddev)| (mean * scale + drift, stddev));
         Ok(scores.map(|(mean, stddev)| Score { mean, stddev: Some(stddev), ..Score::default() }).collect())
     }
 
@@ -313,10 +321,19 @@ impl TestServer {
 
     /// A server of several models on one device, the halves of which a test can hold one by one: one for each model.
     pub async fn of_models(names: &'static [&'static str], flags: &[(&str, &str)]) -> Self {
+        Self::of_models_on(names, false, flags).await
+    }
+
+    /// A server of several models, each on a device of its own.
+    pub async fn of_models_apart(names: &'static [&'static str], flags: &[(&str, &str)]) -> Self {
+        Self::of_models_on(names, true, flags).await
+    }
+
+    async fn of_models_on(names: &'static [&'static str], apart: bool, flags: &[(&str, &str)]) -> Self {
         let devices: Vec<_> = names.iter().map(|_| FakeDevice::new(false)).collect();
         let load = {
             let devices = devices.clone();
-            move |settings: &Settings| Ok(loaded_models(settings, names, &devices))
+            move |settings: &Settings| Ok(loaded_models(settings, names, &devices, apart))
         };
         let server = Self::serving(flags, devices, load).await;
         server.until_serving().await;
@@ -406,28 +423,36 @@ pub fn settings(flags: &[(&str, &str)]) -> Settings {
     Settings::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
-/// Several models, each on a part of one device that a test can hold.
+/// Several models, each on a part of one device that a test can hold, or on a device of its own.
 fn loaded_models(
     settings: &Settings,
     names: &[&str],
     devices: &[Arc<FakeDevice>],
+    apart: bool,
 ) -> Vec<Loaded<FakeScorer>> {
-    let model = |(device, name): (&Arc<FakeDevice>, &&str)| {
+    let model = |(index, (device, name)): (usize, (&Arc<FakeDevice>, &&str))| {
         let device = Arc::clone(device);
         let mut loaded = loaded(settings, vec![Box::new(move || device.make())]);
         (loaded.info.name, loaded.terms.named) = ((*name).to_owned(), true);
+        if apart {
+            loaded.info.devices = vec![format!("fake:{index}")];
+        }
         loaded
     };
-    devices.iter().zip(names).map(model).collect()
+    devices.iter().zip(names).enumerate().map(model).collect()
 }
 
-/// An engine of these models without a server, and what has them come and go.
-pub fn engine(names: &[&str], flags: &[(&str, &str)]) -> (Started<FakeScorer>, Vec<Arc<FakeDevice>>) {
+/// An engine of these models without a server, each on a device of its own, and what has them come and go.
+pub fn engine(
+    names: &[&str],
+    flags: &[(&str, &str)],
+    onlookers: Onlookers,
+) -> (Started<FakeScorer>, Vec<Arc<FakeDevice>>) {
     LazyLock::force(&METRICS);
     let devices: Vec<_> = names.iter().map(|_| FakeDevice::new(false)).collect();
     let settings = settings(flags);
-    let loaded = loaded_models(&settings, names, &devices);
-    (Engine::start_managed(&settings, loaded, None, Onlookers::default()).unwrap(), devices)
+    let loaded = loaded_models(&settings, names, &devices, true);
+    (Engine::start_managed(&settings, loaded, None, onlookers).unwrap(), devices)
 }
 
 fn loaded<S: Scorer + Send>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {
