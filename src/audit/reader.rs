@@ -73,9 +73,10 @@ pub fn read(path: &Path) -> io::Result<impl Iterator<Item = (Place, Result<Read,
 }
 
 fn parse(line: &[u8]) -> Result<Read, String> {
-    match serde_json::from_slice(line) {
+    let whole = line.strip_suffix(b"\n");
+    match serde_json::from_slice(whole.unwrap_or(line)) {
         Ok(entry) => Ok(Read::Entry(entry)),
-        Err(error) if error.is_eof() || line.last() != Some(&b'\n') => Ok(Read::Torn),
+        Err(error) if error.is_eof() || whole.is_none() => Ok(Read::Torn),
         Err(error) => Err(format!("this is no line of an audit log: {error}")),
     }
 }
