@@ -1,6 +1,7 @@
 //! Why an item or a call got no score: one list for the whole path of a request.
 
 use std::fmt::{self, Display, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The most bytes of a text that goes out. What callers sent may stand in it, and is as long as they like.
@@ -76,7 +77,7 @@ pub enum ScoreError {
         /// The model.
         model: String,
         /// Why.
-        why: &'static str,
+        why: Arc<str>,
     },
     /// A fault of the server's own.
     #[error("{0}")]

@@ -15,11 +15,15 @@
 //!    batches from the queue, computes, and replies.
 //! 6. [`model`]: the backbone and the readout on libtorch. No network, no tokio.
 //!
-//! [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`] and [`telemetry`] may be used by all; [`cli`]
+//! [`audit`] is the log of what judged which item: the engine hands in its lines, and `spatialscore replay` reads them.
+//!
+//! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`], [`statistics`] and [`telemetry`] may be used by all; [`cli`]
 //! is what the binary does with them.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod audit;
+pub mod byte_room;
 pub mod cli;
 pub mod config;
 pub mod device;
@@ -33,4 +37,5 @@ pub mod processor;
 pub mod request_context;
 pub mod scheduler;
 pub mod server;
+pub mod statistics;
 pub mod telemetry;

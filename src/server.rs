@@ -1,5 +1,6 @@
 //! The life of a server: listen, load, serve, drain, stop.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -15,13 +16,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
+use crate::audit::{self, Audit};
 use crate::config::Settings;
 use crate::edge::auth::{self, FileFault, Followed, Tokens};
-use crate::edge::grpc::{Admin, Handlers, Health, Stage, grpc_only};
+use crate::edge::grpc::{Admin, Handlers, Health, Stage, grpc_only, status};
 use crate::edge::layers::admission::Gate;
 use crate::edge::layers::call::CallLayer;
 use crate::edge::layers::crowd::CrowdLayer;
@@ -30,12 +33,17 @@ use crate::edge::proto::health::health_server::HealthServer;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreServiceServer;
 use crate::edge::transport::{self, Protocol, Wire};
 use crate::edge::{http, proto};
-use crate::engine::{self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models};
+use crate::engine::{
+    self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models, Onlookers, Shadow, Tap,
+};
 use crate::model::Scorer;
 use crate::telemetry;
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the lines of the audit log that wait for the disk may take at the end.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most bytes of a message that asks for health or a description: each names a service or a symbol.
 const MOST_OF_A_NAME: usize = 4 << 10;
@@ -71,6 +79,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// The audit log cannot be written.
+    #[error("audit.path = {0:?}: {1}")]
+    Audit(PathBuf, io::Error),
     /// A file of tokens or certificates cannot be used.
     #[error(transparent)]
     Auth(#[from] FileFault),
@@ -168,15 +179,45 @@ async fn serve_on<L>(
 where
     L: IntoLoaded<Scorer: Scorer + Send + 'static> + 'static,
 {
+    let (audit, writer) = open_audit(&settings)?.unzip();
+    let (tap, shadow) = settings.shadow.as_ref().map(Tap::new).unzip();
+    let onlookers = (Onlookers { audit, shadow: tap }, shadow);
+    let ended = serve_models(settings, ports, load, loader, onlookers, shutdown).await;
+    if let Some(writer) = writer {
+        writer.end(AUDIT_TIMEOUT);
+    }
+    ended
+}
+
+/// Opens the log of what judged which item, where there shall be one.
+fn open_audit(settings: &Settings) -> Result<Option<(Audit, audit::Writer)>, ServerError> {
+    let Some(settings) = &settings.audit else { return Ok(None) };
+    let opened = Audit::open(settings, |error| status::label(status::code(error)));
+    opened.map(Some).map_err(|error| ServerError::Audit(settings.path.clone(), error))
+}
+
+/// As [`serve_on`], before the eyes of these.
+async fn serve_models<L>(
+    settings: Settings,
+    ports: Ports,
+    load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
+    loader: Option<Loader<L::Scorer>>,
+    (onlookers, shadow): (Onlookers, Option<Shadow>),
+    shutdown: impl Future<Output = impl Future<Output = ()>>,
+) -> Result<(), ServerError>
+where
+    L: IntoLoaded<Scorer: Scorer + Send + 'static> + 'static,
+{
     let (stage, watched) = watch::channel(Stage::Loading);
     let (manager_sender, manager) = watch::channel(None);
     let admin = Admin::new(manager, settings.model.clone(), settings.limits.clone());
     let (serving, transport) = open(&settings, ports, Handlers::new(watched), admin)?;
     let mut shutdown = pin!(shutdown);
 
-    let (server, wakes) = (settings.server.clone(), settings.admin.wake_on_call);
+    let (server, wakes, tests) =
+        (settings.server.clone(), settings.admin.wake_on_call, settings.self_test.interval);
     let loading = on_thread("loader", move || {
-        load(&settings).and_then(|loaded| Engine::start_managed(&settings, loaded, loader))
+        load(&settings).and_then(|loaded| Engine::start_managed(&settings, loaded, loader, onlookers))
     })?;
     let (engine, mut lifeline, manager) = tokio::select! {
         started = loading => started.unwrap_or_else(|_| Err(LoadError::Probe("the loader panicked".into())))?,
@@ -196,13 +237,17 @@ where
         }));
     }
     manager_sender.send_replace(Some(manager.clone() as Arc<dyn ModelControl>));
+    // It ends with the first word to stop: what it holds of the engine is nothing to wait for.
+    let shadow = shadow.map(|shadow| AbortOnDropHandle::new(tokio::spawn(shadow.run(Arc::clone(&engine)))));
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
     let stop = tokio::select! {
         lost = follow_workers(up, &serving, manager.models(), server.recovery_timeout) => Err(lost),
+        never = test_again(Arc::clone(&manager), tests) => match never {},
         at_once = &mut shutdown => Ok(at_once),
     };
 
+    drop(shadow);
     serving.announce(false);
     manager_sender.send_replace(None);
     drop(manager);
@@ -260,7 +305,7 @@ async fn follow_workers(
         let count = *up.borrow_and_update();
         changes.mark_unchanged();
         gauge!(telemetry::WORKERS).set(count as f64);
-        serving.announce(count > 0 && models.are_sound());
+        serving.announce(count > 0 && models.fault().is_none());
         if count > 0 && !std::mem::replace(&mut served, true) {
             // Last, since whoever waits for this line calls at once.
             let models: Vec<_> = models.all().into_iter().map(|(model, _)| model.info.clone()).collect();
@@ -279,6 +324,18 @@ async fn follow_workers(
         };
         if !timeout(patience, change).await.is_ok_and(|changed| changed.is_ok()) {
             return LoadError::Lost(limit);
+        }
+    }
+}
+
+/// Has the models tested again and again.
+async fn test_again(manager: Arc<impl ModelControl + 'static>, interval: Option<Duration>) -> Infallible {
+    let Some(interval) = interval else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(interval).await;
+        let manager = Arc::clone(&manager);
+        if tokio::task::spawn_blocking(move || manager.test_again()).await.is_err() {
+            tracing::error!("the self-test panicked");
         }
     }
 }

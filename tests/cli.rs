@@ -32,6 +32,7 @@ fn help_is_a_page_for_strangers() {
             ],
         ),
         ("score", ["Examples:", "Exit codes:", "prompt,image,id", "[default: 127.0.0.1:50051]"]),
+        ("replay", ["Examples:", "Exit codes:", "audit.pictures=true", "[default: 0.0001]"]),
     ] {
         let (code, page, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);

@@ -16,7 +16,10 @@ use prost::Message;
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::health;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
-use spatialscore::engine::LoadError;
+use spatialscore::engine::{LoadError, ModelControl, Onlookers};
+use spatialscore::error::ScoreError;
+use spatialscore::processor::{Item, Picture};
+use spatialscore::request_context::Claim;
 use spatialscore::server::ServerError;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -160,6 +163,101 @@ async fn a_server_whose_device_stays_away_says_so_and_ends() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     let error = server.ended().await.unwrap_err();
     assert!(matches!(error, ServerError::Load(LoadError::Lost(_))), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_whose_numbers_drift_is_taken_out_of_service() {
+    let server = TestServer::of_models(&["steady", "drifts"], &[("selftest.interval_seconds", "1")]).await;
+    let mut health = watch_health(&server).await;
+    let tests = |model: &str, outcome: &str| {
+        let labels = format!("{{model=\"{model}\",device=\"fake:0\",outcome=\"{outcome}\"}}");
+        metric(&format!("spatialscore_self_tests_total{labels}"))
+    };
+    until(|| tests("steady", "passed") >= 1.0 && tests("drifts", "passed") >= 1.0).await;
+    // A forward that fails says nothing of the scores.
+    server.devices[1].memory(0);
+    until(|| tests("drifts", "error") >= 1.0).await;
+    server.devices[1].memory(usize::MAX);
+    let mut client = server.client().await;
+    let ask = |model: &str| proto::ScoreRequest { models: vec![model.into()], ..request([3]) };
+    soon(client.score(ask("drifts"))).await.unwrap();
+
+    server.devices[1].drift(0.001);
+    until_health(&mut health, ServingStatus::NotServing).await;
+    let status = soon(client.score(ask("drifts"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let why = "the model is not what it was: an item of the self-test has the score mean 128.001, standard deviation 0.5 \
+               on fake:0, and had mean 128, standard deviation 0.5";
+    assert_eq!(status.message(), format!("the model \"drifts\" is out of service: {why}"));
+    let named = proto::GetModelRequest { name: "drifts".into() };
+    let model = client.get_model(named).await.unwrap().into_inner();
+    assert_eq!(model.state(), proto::ModelState::Failed);
+    assert_eq!(model.notice, format!("OUT OF SERVICE: {why}. A fake."));
+    let models = client.list_models(proto::ListModelsRequest {}).await.unwrap().into_inner().models;
+    assert_eq!(models[0].state(), proto::ModelState::Serving);
+    assert_eq!(models[1], model);
+    let page = tokio::task::spawn_blocking(move || process::get(&server.http.to_string(), "/health"));
+    let page = page.await.unwrap();
+    assert!(page.starts_with("HTTP/1.1 503") && page.contains("\\\"drifts\\\" is out of service"), "{page}");
+    // The other one's numbers are its own.
+    let answer = soon(client.score(ask("steady"))).await.unwrap().into_inner();
+    assert_eq!(outcomes(&answer), [Ok(3.0)]);
+    assert_eq!((tests("drifts", "failed"), tests("steady", "failed")), (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_model_scored_before_it_failed_is_forgotten_and_it_wakes_only_as_it_was() {
+    let ((engine, _lifeline, manager), devices) = engine(&["other", "wrong"], &[], Onlookers::default());
+    let named = ["wrong".to_owned()];
+    let rgb8 = Bytes::from(vec![7; (SIDE * SIDE * 3) as usize]);
+    let score = async || {
+        let models = engine.models().named(&named)?;
+        let (claim, picture) =
+            (Claim::default(), Picture::Raw { width: SIDE, height: SIDE, rgb8: rgb8.clone() });
+        let item = engine.admit(&models, Item::new(PROMPT, picture), &claim).await?;
+        let permits = engine.queue().reserve(&claim, &item.costs().collect::<Vec<_>>())?;
+        engine.score(item, permits, &claim).await.pop().unwrap().map(|answer| answer.scored.score.mean)
+    };
+    let test_again = async || {
+        let manager = Arc::clone(&manager);
+        soon(tokio::task::spawn_blocking(move || manager.test_again())).await.unwrap();
+    };
+    test_again().await;
+    devices[1].drift(f32::NAN);
+    test_again().await;
+    assert!(matches!(score().await, Err(ScoreError::NotServing { .. })), "no number is no score");
+    devices[1].drift(0.0);
+    manager.wake("wrong").unwrap();
+    assert_eq!(score().await, Ok(7.0));
+
+    devices[1].drift(0.25);
+    let made = devices[1].made();
+    test_again().await;
+    test_again().await;
+    assert!(matches!(score().await, Err(ScoreError::NotServing { .. })));
+    assert!(manager.wake("wrong").is_err(), "it is still off");
+    devices[1].drift(0.0);
+    manager.wake("wrong").unwrap();
+    assert_eq!(devices[1].made(), made + 2);
+    let seen = devices[1].seen().len();
+    assert_eq!(score().await, Ok(7.0));
+    assert_eq!(devices[1].seen().len(), seen + 1, "it was not computed again");
+    assert_eq!(devices[0].made(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_within_the_bound_serves_on() {
+    let ((engine, _lifeline, manager), devices) =
+        engine(&["bound"], &[("selftest.tolerance", "0.5")], Onlookers::default());
+    let test_again = async || {
+        let manager = Arc::clone(&manager);
+        soon(tokio::task::spawn_blocking(move || manager.test_again())).await.unwrap();
+    };
+    for (drift, serves) in [(0.5, true), (-0.5, true), (0.75, false)] {
+        devices[0].drift(drift);
+        test_again().await;
+        assert_eq!(engine.models().fault().is_none(), serves, "{drift}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,6 +106,11 @@ impl AdminServer {
 }
 
 impl Connection {
+    /// A server that is named in another way.
+    pub(super) fn to(server: &str, token_file: Option<PathBuf>, tls_ca: Option<PathBuf>) -> Self {
+        Self { server: server.to_owned(), token_file, tls_ca, tls_cert: None, tls_key: None, wait: 0 }
+    }
+
     /// What was named, read and checked; nothing is connected yet.
     pub(super) fn servers(&self) -> Result<Servers, Box<dyn std::error::Error>> {
         self.servers_with(token(self.token_file.as_deref())?.as_ref())
@@ -117,8 +122,7 @@ impl Connection {
         token_file: Option<&Path>,
         tls_ca: Option<PathBuf>,
     ) -> Result<AdminServer, Box<dyn std::error::Error>> {
-        let (server, [token, tls_cert, tls_key]) = (server.to_owned(), [None, None, None]);
-        let connection = Self { server, token_file: token, tls_ca, tls_cert, tls_key, wait: 0 };
+        let connection = Self::to(server, None, tls_ca);
         let token = token_file.map(auth::client_token).transpose()?;
         let Servers { mut endpoints, bearer, .. } = connection.servers_with(token.as_ref())?;
         let endpoint = endpoints.pop().filter(|_| endpoints.is_empty()).ok_or("give one server")?;

@@ -5,6 +5,7 @@ mod bench;
 mod connection;
 mod inspect;
 mod load;
+mod replay;
 mod score;
 mod serve;
 mod signals;
@@ -49,6 +50,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Load(load::Arguments),
+    Replay(replay::Arguments),
     Admin(admin::Arguments),
 }
 
@@ -66,6 +68,10 @@ impl Cli {
             }
             Command::Score(arguments) => score::run(arguments),
             Command::Load(arguments) => load::run(arguments),
+            Command::Replay(arguments) => {
+                restart_with_short_spins();
+                replay::run(arguments)
+            }
             Command::Admin(arguments) => admin::run(arguments),
             Command::Inspect(arguments) => inspect::run(arguments),
             Command::Bench(arguments) => {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{USAGE, fail, signals};
+use crate::audit;
 use crate::config::{Settings, Sources};
 use crate::edge::auth;
 use crate::files;
@@ -94,6 +95,10 @@ pub struct Arguments {
     /// --checkpoint, --revision and --profile [models, a table each].
     #[arg(long, value_name = "NAME=CHECKPOINT[,profile=…,device=…,dtype=…]")]
     model: Vec<String>,
+    /// A second model, and the share of the default one's items that it scores too, as in next:0.1 [shadow.model,
+    /// shadow.share].
+    #[arg(long, value_name = "NAME:SHARE", value_parser = name_and_share)]
+    shadow: Option<(String, String)>,
     /// The branch, tag or commit of a hub id [model.revision; default: main].
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
@@ -131,13 +136,19 @@ pub struct Arguments {
     print_settings: bool,
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(super) fn name_and_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("must be SECTION.KEY=VALUE")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
+fn name_and_share(text: &str) -> Result<(String, String), String> {
+    let (name, share) = text.rsplit_once(':').ok_or("must be NAME:SHARE, as in next:0.1")?;
+    Ok((name.trim().to_owned(), share.trim().to_owned()))
+}
+
 impl Arguments {
     fn sources(self) -> Sources {
+        let (shadow, share) = self.shadow.unzip();
         let named = [
             ("server.listen", self.listen),
             ("server.allow_anonymous", self.allow_anonymous.then(|| "true".to_owned())),
@@ -156,6 +167,8 @@ impl Arguments {
             ("model.dtype", self.dtype),
             ("model.batch_invariant", self.batch_invariant.then(|| "true".to_owned())),
             ("model.threads", self.threads),
+            ("shadow.model", shadow),
+            ("shadow.share", share),
             ("log.level", self.log_level),
             ("log.format", self.log_format),
         ];
@@ -211,6 +224,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
 /// What is wrong with the files that settings name, by the setting's name.
 fn file_faults(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut faults = auth::file_faults(settings);
+    let audit = settings.audit.as_ref().and_then(|log| Some((log, audit::Writer::fault(log)?)));
+    faults.extend(
+        audit.map(|(log, error)| ("audit.path", format!("{}: the file {error}", log.path.display()))),
+    );
     for model in &settings.models {
         if let Some(profile) = model.profile.as_deref().filter(|name| profile::shipped(name).is_none())
             && let Err(error) = files::read(Path::new(profile))

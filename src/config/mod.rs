@@ -57,6 +57,49 @@ pub struct Settings {
     pub metrics_listen: Option<SocketAddr>,
     /// How models come and go.
     pub admin: AdminSettings,
+    /// How models are tested while they serve.
+    pub self_test: SelfTestSettings,
+    /// The log of what judged which item; `None`: there is none.
+    pub audit: Option<AuditSettings>,
+    /// A second model that scores a part of the traffic; `None`: there is none.
+    pub shadow: Option<ShadowSettings>,
+}
+
+/// Section `[shadow]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShadowSettings {
+    /// The second model.
+    pub model: String,
+    /// The model that it is held against; the default one where this is empty.
+    pub of: String,
+    /// The share of its items, above 0 and up to 1.
+    pub share: f64,
+    /// How many of them may wait.
+    pub max_items: usize,
+}
+
+/// Section `[audit]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditSettings {
+    /// The file that is written.
+    pub path: PathBuf,
+    /// The bytes after which another begins.
+    pub max_file_bytes: u64,
+    /// How many there are at most.
+    pub max_files: usize,
+    /// Whether prompts and questions are recorded.
+    pub prompts: bool,
+    /// Whether pictures are recorded.
+    pub pictures: bool,
+}
+
+/// Section `[selftest]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelfTestSettings {
+    /// How often each model scores the items of its self-test again; `None`: never.
+    pub interval: Option<Duration>,
+    /// How far a number of theirs may be from the first one.
+    pub tolerance: f32,
 }
 
 /// Section `[admin]`.
@@ -358,6 +401,12 @@ impl Settings {
                 tokens_file: r.path("admin.tokens_file"),
                 wake_on_call: r.parse("admin.wake_on_call", "true or false", false),
             },
+            self_test: SelfTestSettings {
+                interval: r.seconds("selftest.interval_seconds", 0..=604_800),
+                tolerance: r.number("selftest.tolerance", 0.0..=1_000_000.0),
+            },
+            audit: r.audit(),
+            shadow: r.shadow(),
         };
         let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         settings.server.asks_for_certificates = certificates;
@@ -388,6 +437,19 @@ impl Settings {
                 "other machines can reach this address, and nobody is asked who they are: give admin.tokens_file, or \
                  take a loopback address such as 127.0.0.1",
             );
+        }
+        if let Some(ShadowSettings { model, of, .. }) = &self.shadow {
+            let there = |name: &str| self.models.iter().any(|model| model.name.as_deref() == Some(name));
+            let first = self.models.first().and_then(|model| model.name.as_deref()).unwrap_or_default();
+            for (setting, name) in [("shadow.model", model), ("shadow.of", of)] {
+                // One that is not there yet may be loaded.
+                if !name.is_empty() && !there(name) && admin.listen.is_none() {
+                    r.fault(setting, "is the name of no model; those of --model and [[models]] have names");
+                }
+            }
+            if model == if of.is_empty() { first } else { of } {
+                r.fault("shadow.model", "is the model that it would be held against");
+            }
         }
         let anonymous: bool = r.parse("server.allow_anonymous", "true or false", false);
         let asked =
@@ -473,6 +535,7 @@ mod tests {
             let files = [
                 "auth.tokens_file",
                 "admin.tokens_file",
+                "audit.path",
                 "tls.certificate",
                 "tls.key",
                 "tls.client_ca",
@@ -639,6 +702,37 @@ mod tests {
             (Some("c"), "./a=b", Some("vqascore"))
         );
         assert_eq!((c.device.to_string(), c.dtype), ("cuda:0,cuda:1".into(), Dtype::Bfloat16));
+    }
+
+    #[test]
+    fn a_second_model_is_another_one_that_is_there() {
+        let shadow = |models: &[&str], flags: &[(&str, &str)]| {
+            let flags = flags.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+            let models = models.iter().map(|&text| text.to_owned()).collect();
+            let settings = Settings::load(&Sources { flags, models, ..Sources::default() });
+            settings.map(|settings| settings.shadow).map_err(|faults| faults.to_string())
+        };
+        let (two, share) = (["a=x", "b=y"], ("shadow.share", "0.1"));
+        let found = shadow(&two, &[("shadow.model", "b"), share]).unwrap().unwrap();
+        assert_eq!((&*found.model, &*found.of, found.share), ("b", "", 0.1));
+        assert_eq!(shadow(&two, &[("shadow.model", "b")]), Ok(None));
+        assert!(shadow(&two, &[("shadow.model", "c"), share, ("admin.listen", "127.0.0.1:1")]).is_ok());
+        for (flags, fault) in [
+            (&[share][..], "shadow.share = \"0.1\" (from a flag): there is no shadow.model"),
+            (&[share, ("shadow.model", "c")], "shadow.model = \"c\" (from a flag): is the name of no model"),
+            (&[share, ("shadow.model", "a")], "shadow.model = \"a\" (from a flag): is the model that it"),
+            (
+                &[share, ("shadow.model", "b"), ("shadow.of", "b")],
+                "shadow.model = \"b\" (from a flag): is the model",
+            ),
+            (
+                &[share, ("shadow.model", "b"), ("shadow.of", "c")],
+                "shadow.of = \"c\" (from a flag): is the name",
+            ),
+        ] {
+            let said = shadow(&two, flags).unwrap_err();
+            assert!(said.starts_with(fault), "{said}");
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn take<T: FromStr>(into: &mut T, value: &str, forms: &str, refuse: impl FnOnce(
 }
 
 /// Whether a text can be a model's name, which stands in paths, labels and logs.
-fn is_name(text: &str) -> bool {
+pub fn is_name(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     text.len() <= MOST_NAME
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())

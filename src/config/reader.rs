@@ -11,12 +11,14 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
 use super::models::{self, Table};
-use super::{EXAMPLE, Fault, ModelSettings, Sources, TlsSettings};
+use super::{AuditSettings, EXAMPLE, Fault, ModelSettings, ShadowSettings, Sources, TlsSettings};
 use crate::files;
 
 /// Where a value came from, as the `config` crate calls the environment, and as we call a flag.
 const ENVIRONMENT: &str = "the environment";
 const FLAG: &str = "a flag";
+/// The most files of an audit log.
+const MOST_FILES: usize = 1000;
 /// How an address is written.
 const ADDRESS: &str = "an address and a port, as in 127.0.0.1:";
 /// The name of this machine's own address, which needs nobody to look it up.
@@ -223,6 +225,25 @@ impl Reader {
                 None
             }
         }
+    }
+
+    pub(super) fn audit(&mut self) -> Option<AuditSettings> {
+        let path = self.path("audit.path");
+        let max_file_bytes = self.number("audit.max_file_bytes", 4096..=1 << 40);
+        let max_files = self.number("audit.max_files", 1..=MOST_FILES);
+        let [prompts, pictures] =
+            ["audit.prompts", "audit.pictures"].map(|name| self.parse(name, "true or false", false));
+        path.map(|path| AuditSettings { path, max_file_bytes, max_files, prompts, pictures })
+    }
+
+    pub(super) fn shadow(&mut self) -> Option<ShadowSettings> {
+        let [model, of] = ["shadow.model", "shadow.of"].map(|name| self.text(name));
+        let share = self.number("shadow.share", 0.0..=1.0);
+        let max_items = self.number("shadow.max_items", 1..=1 << 16);
+        if share > 0.0 && model.is_empty() {
+            self.fault("shadow.share", "there is no shadow.model");
+        }
+        (share > 0.0).then_some(ShadowSettings { model, of, share, max_items })
     }
 
     pub(super) fn endpoint(&mut self, name: &'static str) -> Option<String> {

@@ -16,30 +16,38 @@ use crate::telemetry::{CONSTANT_SCORES, ModelLabels};
 /// A model before it is on its devices.
 pub(super) struct Candidate<S> {
     loaded: Loaded<S>,
-    test: SelfTest,
     pub tag: Arc<Tag>,
     /// What the self-test found.
     remark: Arc<OnceLock<String>>,
+    reference: Reference,
+}
+
+/// What a model is held against for as long as it is there.
+#[derive(Clone)]
+pub(super) struct Reference {
+    pub test: SelfTest,
     /// What it scored on each device.
-    proofs: Arc<Proofs>,
+    pub proofs: Arc<Proofs>,
 }
 
 impl<S: Scorer + Send + 'static> Candidate<S> {
-    pub fn new(loaded: Loaded<S>) -> Result<Self, LoadError> {
+    /// `tolerance` is how far its self-test may be from the first one.
+    pub fn new(loaded: Loaded<S>, tolerance: f32) -> Result<Self, LoadError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let test = SelfTest::new(&loaded.processor).map_err(|error| LoadError::Limits(error.to_string()))?;
         let (name, id) = (loaded.info.name.as_str(), NEXT.fetch_add(1, Ordering::Relaxed));
         let labels = if loaded.terms.named { ModelLabels::named(name) } else { ModelLabels::default() };
         let tag = Arc::new(Tag { id, name: name.into(), labels });
-        Ok(Self { loaded, test, tag, remark: Arc::default(), proofs: Arc::default() })
+        let reference = Reference { test, proofs: Arc::new(Proofs::new(tolerance)) };
+        Ok(Self { loaded, tag, remark: Arc::default(), reference })
     }
 
     /// What makes it, tested, for each of its devices.
     pub fn makers(&mut self) -> Vec<(String, Make<S, LoadError>)> {
         let makers = std::mem::take(&mut self.loaded.workers).into_iter().zip(&self.loaded.info.devices);
         let maker = |(make, device): (MakeScorer<S>, &String)| {
-            let (test, remark, tag) = (self.test.clone(), Arc::clone(&self.remark), Arc::clone(&self.tag));
-            let (proofs, place) = (Arc::clone(&self.proofs), device.clone());
+            let (remark, tag) = (Arc::clone(&self.remark), Arc::clone(&self.tag));
+            let (Reference { test, proofs }, place) = (self.reference.clone(), device.clone());
             let make: Make<S, LoadError> = Arc::new(move || {
                 let mut scorer = make()?;
                 let SelfTested { remark: found, scores } = test.run(&mut scorer)?;
@@ -53,6 +61,11 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
             (device.clone(), make)
         };
         makers.map(maker).collect()
+    }
+
+    /// What it is held against.
+    pub fn reference(&self) -> Reference {
+        self.reference.clone()
     }
 
     /// The model, once it is on its devices. `first_flops` is what a token of the first model costs.
@@ -82,7 +95,7 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
             weight,
             seed,
         };
-        model.least_cost = model.cost(self.test.cheapest.tokens());
+        model.least_cost = model.cost(self.reference.test.cheapest.tokens());
         model
     }
 }

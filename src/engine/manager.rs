@@ -1,6 +1,8 @@
 //! Models on their devices: one worker for each device, with all the models that are placed on it. They come and go while
 //! the server serves.
 
+mod recheck;
+
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, Reference};
 use super::models::{Model, Models, State};
+use super::score_cache::Results;
 use super::{LoadError, Loaded, Memory};
 use crate::config::{ModelSettings, Settings};
 use crate::model::Scorer;
@@ -84,6 +87,9 @@ pub trait ModelControl: Send + Sync {
     /// # Errors
     /// There is none of the name, it cannot be loaded, or it is not what it was.
     fn wake(&self, name: &str) -> Result<(), ModelControlError>;
+    /// Each model that serves scores the items of its self-test again on each of its devices, between two batches. One that
+    /// is not what it was is taken out of service. Returns once all have.
+    fn test_again(&self);
     /// The models.
     fn models(&self) -> &Models;
 }
@@ -116,6 +122,7 @@ pub struct ModelManager<S> {
     settings: Settings,
     models: Arc<Models>,
     queue: Arc<Queue>,
+    results: Arc<Results>,
     up: watch::Sender<usize>,
     workers: Workers,
     rosters: Mutex<BTreeMap<String, Arc<worker::Models<S, LoadError>>>>,
@@ -134,6 +141,7 @@ pub(super) type Workers = Arc<Mutex<Vec<JoinHandle<()>>>>;
 struct Kept<S> {
     settings: Option<ModelSettings>,
     makers: Vec<(String, Make<S, LoadError>)>,
+    reference: Reference,
 }
 
 /// How often a thread looks that waits for calls to end.
@@ -235,10 +243,10 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
         // What is kept for later use is free to the one that comes.
         lock(&self.rosters).keys().for_each(|device| device::release(device));
         let loaded = (loader.load)(&self.settings, wanted, &there)?;
-        let mut candidate = Candidate::new(loaded)?;
-        let (id, makers) = (candidate.tag.id, candidate.makers());
+        let mut candidate = Candidate::new(loaded, self.settings.self_test.tolerance)?;
+        let (id, makers, reference) = (candidate.tag.id, candidate.makers(), candidate.reference());
         self.install(id, &makers)?;
-        lock(&self.kept).insert(id, Kept { settings: Some(wanted.clone()), makers });
+        lock(&self.kept).insert(id, Kept { settings: Some(wanted.clone()), makers, reference });
         Ok(Arc::new(candidate.into_model(self.first_flops)))
     }
 
@@ -320,8 +328,8 @@ impl<S: Scorer + Send + 'static> ModelControl for ModelManager<S> {
         let woken = self.wake_as_it_was(&model);
         let state = match &woken {
             Ok(()) => State::Serving,
-            Err(ModelControlError::Changed(_) | ModelControlError::Load(LoadError::Changed(_))) => {
-                State::Failed
+            Err(error @ (ModelControlError::Changed(_) | ModelControlError::Load(LoadError::Changed(_)))) => {
+                State::Failed(error.to_string().into())
             }
             Err(_) => State::Asleep,
         };
@@ -331,6 +339,10 @@ impl<S: Scorer + Send + 'static> ModelControl for ModelManager<S> {
             Err(error) => tracing::error!(model = name, %error, "a model could not be woken"),
         }
         woken
+    }
+
+    fn test_again(&self) {
+        self.check_all();
     }
 
     fn models(&self) -> &Models {
@@ -379,11 +391,13 @@ pub(super) fn place<S: Scorer + Send + 'static>(
     settings: &Settings,
     loaded: Vec<Loaded<S>>,
     queue: &Arc<Queue>,
+    results: &Arc<Results>,
     loader: Option<Loader<S>>,
 ) -> Result<Placed<S>, LoadError> {
     super::models::distinct(loaded.iter().map(|loaded| loaded.info.name.as_str()))?;
     let first_flops = loaded.first().and_then(|loaded| loaded.terms.token_flops);
-    let mut candidates = loaded.into_iter().map(Candidate::new).collect::<Result<Vec<_>, _>>()?;
+    let candidate = |loaded| Candidate::new(loaded, settings.self_test.tolerance);
+    let mut candidates = loaded.into_iter().map(candidate).collect::<Result<Vec<_>, _>>()?;
     let mut kept = BTreeMap::new();
     let mut of_device: BTreeMap<String, Makers<S>> = BTreeMap::new();
     for (index, candidate) in candidates.iter_mut().enumerate() {
@@ -393,7 +407,7 @@ pub(super) fn place<S: Scorer + Send + 'static>(
         }
         // A test's own models have no settings.
         let settings = loader.as_ref().and_then(|_| settings.models.get(index)).cloned();
-        kept.insert(id, Kept { settings, makers });
+        kept.insert(id, Kept { settings, makers, reference: candidate.reference() });
     }
     let (up, up_now) = watch::channel(0);
     let (report, reports) = std::sync::mpsc::channel();
@@ -424,6 +438,7 @@ pub(super) fn place<S: Scorer + Send + 'static>(
         settings: settings.clone(),
         models: Arc::clone(&models),
         queue: Arc::clone(queue),
+        results: Arc::clone(results),
         up,
         workers: Arc::clone(&workers),
         rosters: Mutex::new(rosters),

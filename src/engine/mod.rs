@@ -7,8 +7,10 @@ mod loaded;
 mod manager;
 mod memory;
 mod models;
+mod onlookers;
 mod score_cache;
 mod self_test;
+mod shadow;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -32,9 +34,12 @@ pub use loaded::{LoadError, Loaded, MakeScorer, ModelInfo, Terms};
 pub use manager::{IntoLoaded, Loader, ModelControl, ModelControlError, ModelManager};
 pub use memory::Memory;
 pub use models::{Model, Models, State};
+pub use onlookers::Onlookers;
 pub use self_test::SelfTest;
+pub use shadow::{Shadow, Tap};
 
 use cpu_pool::{Cost, Pool};
+use onlookers::Note;
 use score_cache::{Follow, Key, Lead, Lookup, Results};
 
 /// Bytes of JSON and base64 that are read in about the time that it takes to admit an item.
@@ -51,6 +56,7 @@ pub struct Engine {
     /// Decodes and resizes.
     preparation: Pool,
     results: Arc<Results>,
+    onlookers: Arc<Onlookers>,
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
@@ -74,6 +80,8 @@ pub type Started<S> = (Arc<Engine>, Lifeline, Arc<ModelManager<S>>);
 pub struct Admitted {
     parts: Vec<Result<Part, ScoreError>>,
     took: Duration,
+    /// What is noted of it for who looks on.
+    note: Option<Box<Note>>,
 }
 
 /// An item as one model reads it.
@@ -93,11 +101,6 @@ impl Admitted {
     /// What the item costs with each model that can score it. Each needs a place of its own.
     pub fn costs(&self) -> impl Iterator<Item = usize> {
         self.parts.iter().flatten().map(|part| part.model.cost(part.draft.tokens()))
-    }
-
-    /// An item that can never be scored, by any of so many models.
-    pub fn refused(error: &ScoreError, models: usize) -> Self {
-        Self { parts: (0..models).map(|_| Err(error.clone())).collect(), took: Duration::ZERO }
     }
 }
 
@@ -127,10 +130,11 @@ impl Engine {
     where
         S: Scorer + Send + 'static,
     {
-        Self::start_managed(settings, loaded, None).map(|(engine, lifeline, _)| (engine, lifeline))
+        Self::start_managed(settings, loaded, None, Onlookers::default())
+            .map(|(engine, lifeline, _)| (engine, lifeline))
     }
 
-    /// As [`Engine::start`], with what has models come and go, by means of `loader`.
+    /// As [`Engine::start`], with what has models come and go, by means of `loader`, and with who looks on.
     ///
     /// # Errors
     /// As [`Engine::start`].
@@ -138,6 +142,7 @@ impl Engine {
         settings: &Settings,
         loaded: impl IntoLoaded<Scorer = S>,
         loader: Option<Loader<S>>,
+        onlookers: Onlookers,
     ) -> Result<Started<S>, LoadError>
     where
         S: Scorer + Send + 'static,
@@ -146,8 +151,9 @@ impl Engine {
         let admission = pool("admission", usize::MAX)?;
         let preparation = pool("processor", settings.limits.max_decode_bytes)?;
         let queue = Queue::new(settings.queue);
+        let results = Results::new(settings.cache_items);
         let manager::Placed { manager, models, workers, up } =
-            manager::place(settings, loaded.into_list(), &queue, loader)?;
+            manager::place(settings, loaded.into_list(), &queue, &results, loader)?;
         let (stop, stopped) = watch::channel(false);
         let (alive_sender, alive) = mpsc::channel(1);
         let lifeline = Lifeline { queue: Arc::clone(&queue), stop, up, alive, workers };
@@ -156,7 +162,8 @@ impl Engine {
             limits: settings.limits.clone(),
             admission,
             preparation,
-            results: Results::new(settings.cache_items),
+            results,
+            onlookers: Arc::new(onlookers),
             queue,
             stopped,
             _alive: alive_sender,
@@ -218,17 +225,25 @@ impl Engine {
         let cost = Cost { time: item.questions.len().max(1) * models.len(), memory: 0 };
         let questions: Option<Arc<[String]>> = (!item.questions.is_empty())
             .then(|| item.questions.iter().map(|question| question.text.clone()).collect());
-        let models = models.to_vec();
+        let first = self.onlookers.first_of(models, &self.models);
+        let (models, onlookers, whose) = (models.to_vec(), Arc::clone(&self.onlookers), claim.clone());
         let work = move || {
+            let note = onlookers.look(&models, first, Some(&item), &whose);
             let part = |model: Arc<Model>| {
                 let draft = model.processor.admit_item(item.clone())?;
                 let components = questions.clone().unwrap_or_else(|| Arc::clone(&model.components));
                 Ok(Part { model, draft, components })
             };
-            Ok(models.into_iter().map(part).collect())
+            Ok((models.into_iter().map(part).collect(), note))
         };
-        let parts = self.admission.run(claim, cost, work).await?;
-        Ok(Admitted { parts, took: start.elapsed() })
+        let (parts, note) = self.admission.run(claim, cost, work).await?;
+        Ok(Admitted { parts, took: start.elapsed(), note })
+    }
+
+    /// An item that can never be scored, by any of these models.
+    pub fn refuse(&self, models: &[Arc<Model>], error: &ScoreError, claim: &Claim) -> Admitted {
+        let parts = models.iter().map(|_| Err(error.clone())).collect();
+        Admitted { parts, took: Duration::ZERO, note: self.onlookers.look(models, None, None, claim) }
     }
 
     /// Prepares an admitted item on the pool, its pictures decoded once, hands it to the workers, and waits for the score of
@@ -238,7 +253,21 @@ impl Engine {
     /// Dropping the future cancels the item wherever it is, unless a device computes it already.
     pub async fn score(
         &self,
-        Admitted { parts, took }: Admitted,
+        Admitted { parts, took, note }: Admitted,
+        permits: impl IntoIterator<Item = Permit>,
+        claim: &Claim,
+    ) -> Answers {
+        let answers = self.answers(parts, took, permits, claim).await;
+        if let Some(note) = note {
+            self.onlookers.tell(*note, &answers);
+        }
+        answers
+    }
+
+    async fn answers(
+        &self,
+        parts: Vec<Result<Part, ScoreError>>,
+        took: Duration,
         permits: impl IntoIterator<Item = Permit>,
         claim: &Claim,
     ) -> Answers {
@@ -274,6 +303,28 @@ impl Engine {
         parts.into_iter().map(|part| part.and_then(|()| answers.next().unwrap_or_else(lost))).collect()
     }
 
+    /// Scores an item with the model of this name, in what callers leave: it takes no place in the queue, and has a score only
+    /// where there would be one; nor does anyone who asks for the same wait for it.
+    async fn score_aside(
+        &self,
+        model: &str,
+        item: Item,
+        claim: &Claim,
+    ) -> Result<(Arc<Model>, Score), ScoreError> {
+        let model = self.models.named(&[model.to_owned()])?.pop().ok_or_else(no_place)?;
+        let cost = Cost { time: item.questions.len().max(1), memory: 0 };
+        let processor = Arc::clone(&model.processor);
+        let draft = self.admission.run(claim, cost, move || processor.admit_item(item)).await?;
+        if !self.queue.has_room(claim, model.cost(draft.tokens())) {
+            return Err(ScoreError::QueueFull { retry_after: Duration::ZERO });
+        }
+        let cost = Cost { time: draft.memory() >> 10, memory: draft.memory() };
+        let processor = Arc::clone(&model.processor);
+        let sample = self.preparation.run(claim, cost, move || processor.prepare(draft)).await?;
+        let scored = self.forward(&model, sample, None, claim).await?;
+        Ok((model, scored.score))
+    }
+
     /// Follows an item that is prepared to its score, with one model. Says too how long it was prepared.
     async fn answer(
         &self,
@@ -291,7 +342,7 @@ impl Engine {
                     return Ok((scored, preprocess));
                 }
                 Step::Lead(sample, lead) => {
-                    let outcome = self.forward(model, sample, permit, claim).await;
+                    let outcome = self.forward(model, sample, Some(permit), claim).await;
                     lead.finish(&outcome);
                     return Ok((outcome?, preprocess));
                 }
@@ -356,7 +407,7 @@ impl Engine {
         &self,
         model: &Model,
         sample: Sample,
-        permit: Permit,
+        permit: Option<Permit>,
         claim: &Claim,
     ) -> Result<Scored, ScoreError> {
         let (reply, scored) = oneshot::channel();
@@ -364,7 +415,7 @@ impl Engine {
             model: Arc::clone(&model.tag),
             cost: model.cost(sample.tokens()),
             sample,
-            permit: Some(permit),
+            permit,
             claim: claim.clone(),
             reply,
             enqueued: Instant::now(),

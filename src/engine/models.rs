@@ -51,7 +51,7 @@ impl Model {
 }
 
 /// Where a model is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// It takes calls.
     Serving,
@@ -59,20 +59,18 @@ pub enum State {
     Asleep,
     /// It is being woken.
     Waking,
-    /// It is not what it was, and takes no calls.
-    Failed,
+    /// It is not what it was, for this reason, and takes no calls.
+    Failed(Arc<str>),
 }
 
 impl State {
     /// Why a model in this state takes no calls.
-    fn refusal(self) -> Option<&'static str> {
+    fn refusal(&self) -> Option<Arc<str>> {
         match self {
             Self::Serving => None,
-            Self::Asleep => Some("is asleep"),
-            Self::Waking => Some("is being woken"),
-            Self::Failed => {
-                Some("is out of service: it is not what it was, as its self-test or its files show")
-            }
+            Self::Asleep => Some("is asleep".into()),
+            Self::Waking => Some("is being woken".into()),
+            Self::Failed(why) => Some(format!("is out of service: {why}").into()),
         }
     }
 }
@@ -80,6 +78,16 @@ impl State {
 struct Slot {
     model: Arc<Model>,
     state: State,
+}
+
+impl Slot {
+    /// The model, where it takes calls.
+    fn serving(&self) -> Result<Arc<Model>, ScoreError> {
+        match self.state.refusal() {
+            None => Ok(Arc::clone(&self.model)),
+            Some(why) => Err(ScoreError::NotServing { model: self.model.info.name.clone(), why }),
+        }
+    }
 }
 
 /// What has a model woken by its name; nobody waits for it here.
@@ -109,7 +117,7 @@ impl Models {
 
     /// All of them.
     pub fn all(&self) -> Vec<(Arc<Model>, State)> {
-        self.read(|slots| slots.iter().map(|slot| (Arc::clone(&slot.model), slot.state)).collect())
+        self.read(|slots| slots.iter().map(|slot| (Arc::clone(&slot.model), slot.state.clone())).collect())
     }
 
     /// Tells of changes.
@@ -117,9 +125,12 @@ impl Models {
         self.changes.subscribe()
     }
 
-    /// Whether none is out of service.
-    pub fn are_sound(&self) -> bool {
-        self.read(|slots| slots.iter().all(|slot| slot.state != State::Failed))
+    /// What calls are told of the first that is out of service; nothing where none is.
+    pub fn fault(&self) -> Option<ScoreError> {
+        self.read(|slots| {
+            let failed = slots.iter().find(|slot| matches!(slot.state, State::Failed(_)));
+            failed.and_then(|slot| slot.serving().err())
+        })
     }
 
     /// The models that a call names, in its order; the default one where it names none. All of them serve.
@@ -141,11 +152,7 @@ impl Models {
                 }
                 found.push(slot);
             }
-            let serving = |slot: &Slot| match slot.state.refusal() {
-                None => Ok(Arc::clone(&slot.model)),
-                Some(why) => Err(ScoreError::NotServing { model: slot.model.info.name.clone(), why }),
-            };
-            found.into_iter().map(serving).collect()
+            found.into_iter().map(Slot::serving).collect()
         })
     }
 
@@ -169,7 +176,7 @@ impl Models {
                     State::Asleep => wake(model),
                     State::Waking => {}
                     State::Serving => continue,
-                    State::Failed => return found,
+                    State::Failed(_) => return found,
                 }
             }
             woken.push(model.clone());
@@ -189,7 +196,7 @@ impl Models {
                 let slot = slots.iter().find(|slot| slot.model.info.name == name);
                 slot.ok_or_else(|| unknown(name, slots))?
             };
-            Ok((Arc::clone(&slot.model), slot.state))
+            Ok((Arc::clone(&slot.model), slot.state.clone()))
         })
     }
 
@@ -222,8 +229,23 @@ impl Models {
     /// Says where a model is in its life.
     pub(super) fn set(&self, name: &str, state: State) {
         self.change(|slots| {
-            slots.iter_mut().filter(|slot| slot.model.info.name == name).for_each(|slot| slot.state = state);
+            slots
+                .iter_mut()
+                .filter(|slot| slot.model.info.name == name)
+                .for_each(|slot| slot.state = state.clone());
         });
+    }
+
+    /// Takes a model out of service; whether it was this one that served under its name.
+    pub(super) fn fail(&self, model: &Arc<Model>, why: &str) -> bool {
+        let mut served = false;
+        self.change(|slots| {
+            let slot = slots.iter_mut().find(|slot| Arc::ptr_eq(&slot.model, model));
+            if let Some(slot) = slot.filter(|slot| slot.state == State::Serving) {
+                (slot.state, served) = (State::Failed(why.into()), true);
+            }
+        });
+        served
     }
 
     fn read<T>(&self, look: impl FnOnce(&[Slot]) -> T) -> T {

@@ -29,6 +29,8 @@ struct State {
     /// Scores alone: an error is never remembered.
     known: LruCache<Key, Score>,
     flights: HashMap<Key, watch::Receiver<Option<Outcome>>>,
+    /// How often all was forgotten.
+    forgotten: u64,
 }
 
 /// What is to be done for an item.
@@ -47,6 +49,8 @@ pub(super) enum Lookup {
 pub(super) struct Lead {
     results: Arc<Results>,
     key: Key,
+    /// How often all had been forgotten when it began.
+    forgotten: u64,
     tell: watch::Sender<Option<Outcome>>,
 }
 
@@ -60,7 +64,7 @@ pub(super) struct Follow {
 impl Results {
     /// Remembers so many scores.
     pub fn new(capacity: usize) -> Arc<Self> {
-        let state = State { known: LruCache::unbounded(), flights: HashMap::new() };
+        let state = State { known: LruCache::unbounded(), flights: HashMap::new(), forgotten: 0 };
         Arc::new(Self { capacity, state: Mutex::new(state) })
     }
 
@@ -77,7 +81,14 @@ impl Results {
         counter!(CACHE_MISSES, labels.alone()).increment(1);
         let (tell, flight) = watch::channel(None);
         state.flights.insert(key, flight);
-        Lookup::Lead(Lead { results: Arc::clone(self), key, tell })
+        Lookup::Lead(Lead { results: Arc::clone(self), key, forgotten: state.forgotten, tell })
+    }
+
+    /// Forgets all scores, also those that are being computed: who computed them is not trusted any more.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        state.known.clear();
+        state.forgotten += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,7 +103,9 @@ impl Lead {
         match outcome {
             Ok(scored) if self.results.capacity > 0 => {
                 let mut state = self.results.lock();
-                state.known.put(self.key, scored.score.clone());
+                if state.forgotten == self.forgotten {
+                    state.known.put(self.key, scored.score.clone());
+                }
                 if state.known.len() > self.results.capacity {
                     state.known.pop_lru();
                 }
@@ -182,6 +195,19 @@ mod tests {
             assert_eq!(follower.outcome().await, None);
         }
         drop(lead(&results, 1));
+    }
+
+    #[test]
+    fn what_is_forgotten_does_not_come_back() {
+        let results = Results::new(8);
+        lead(&results, 1).finish(&scored(1.0));
+        let late = lead(&results, 2);
+        results.forget();
+        late.finish(&scored(2.0));
+        drop(lead(&results, 1));
+        lead(&results, 2).finish(&scored(3.0));
+        let known = results.look_up([2; 32], &ModelLabels::default());
+        assert!(matches!(known, Lookup::Known(Score { mean: 3.0, .. })));
     }
 
     #[test]

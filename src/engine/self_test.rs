@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::engine::LoadError;
 use crate::error::ScoreError;
-use crate::model::{Sample, Score, Scorer, SelfTested};
+use crate::model::{ModelError, Sample, Score, Scorer, SelfTested};
 use crate::processor::{Picture, Processor};
 
 /// Two that have nothing to do with each other, and two that keep whatever limits can be kept.
@@ -55,37 +55,76 @@ impl SelfTest {
     /// # Errors
     /// It cannot score, or gives no finite number.
     pub fn run(&self, scorer: &mut impl Scorer) -> Result<SelfTested, LoadError> {
-        let refuse = |error: String| LoadError::Probe(error);
-        let mut scores = scorer.score(&[&self.cheapest]).map_err(|e| refuse(e.to_string()))?;
-        match scores.first() {
-            None => return Err(refuse("it gave no score".into())),
-            Some(score) if !score.is_finite() => {
-                return Err(refuse(format!("its score is not finite: {score}")));
-            }
-            Some(_) => {}
+        let tested = self.score(scorer).map_err(|error| LoadError::Probe(error.to_string()))?;
+        if tested.scores.is_empty() {
+            return Err(LoadError::Probe("it gave no score".into()));
         }
+        match tested.scores.iter().find(|score| !score.is_finite()) {
+            Some(score) => Err(LoadError::Probe(format!("its score is not finite: {score}"))),
+            None => Ok(tested),
+        }
+    }
+
+    /// What a model scores now, whatever that is.
+    ///
+    /// # Errors
+    /// Its forward fails.
+    pub fn score(&self, scorer: &mut impl Scorer) -> Result<SelfTested, ModelError> {
+        let mut scores = scorer.score(&[&self.cheapest])?;
         let Some(samples) = &self.crossed else { return Ok(SelfTested { remark: None, scores }) };
-        let crossed = scorer.self_test(samples).map_err(|e| refuse(e.to_string()))?;
+        let crossed = scorer.self_test(samples)?;
         scores.extend(crossed.scores);
         Ok(SelfTested { remark: crossed.remark, scores })
     }
 }
 
 /// What a model's self-test scored on each of its devices, when it first ran there.
-#[derive(Debug, Default)]
-pub(super) struct Proofs(Mutex<BTreeMap<String, Vec<Score>>>);
+#[derive(Debug)]
+pub(super) struct Proofs {
+    /// How far a number may be from the first one; 0: not a bit.
+    tolerance: f32,
+    first: Mutex<BTreeMap<String, Vec<Score>>>,
+}
 
 impl Proofs {
-    /// Holds scores against the first ones of a device: they are the same to the bit, or the model is not what it was.
+    /// None yet.
+    pub fn new(tolerance: f32) -> Self {
+        Self { tolerance, first: Mutex::default() }
+    }
+
+    /// Holds scores against the first ones of a device: they are the same, or the model is not what it was.
     pub fn hold(&self, device: &str, scores: Vec<Score>) -> Result<(), LoadError> {
-        let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut proofs = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         let first = proofs.entry(device.to_owned()).or_insert_with(|| scores.clone());
-        match first.iter().zip(&scores).find(|(first, now)| first != now) {
-            None => Ok(()),
+        let mut pairs = first.iter().zip(&scores);
+        let changed = pairs.find(|(first, now)| !self.are_same(first, now));
+        match changed {
+            None if first.len() == scores.len() => Ok(()),
+            None => Err(LoadError::Changed(format!(
+                "the self-test gives {} scores on {device}, and gave {}",
+                scores.len(),
+                first.len()
+            ))),
             Some((first, now)) => Err(LoadError::Changed(format!(
                 "an item of the self-test has the score {now} on {device}, and had {first}"
             ))),
         }
+    }
+
+    /// Whether two scores are one, in all their numbers. What is no number is none of them.
+    fn are_same(&self, first: &Score, now: &Score) -> bool {
+        let number = |first: f32, now: f32| (first - now).abs() <= self.tolerance;
+        let part = |(mean, stddev): (f32, Option<f32>), (now, now_stddev): (f32, Option<f32>)| {
+            let stddev = match (stddev, now_stddev) {
+                (Some(first), Some(now)) => number(first, now),
+                (first, now) => first.is_none() && now.is_none(),
+            };
+            number(mean, now) && stddev
+        };
+        let mut parts = first.components.iter().zip(&now.components);
+        part((first.mean, first.stddev), (now.mean, now.stddev))
+            && first.components.len() == now.components.len()
+            && parts.all(|(first, now)| part((first.mean, first.stddev), (now.mean, now.stddev)))
     }
 }
 

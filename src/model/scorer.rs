@@ -42,7 +42,7 @@ pub trait Scorer {
     /// has nothing to show.
     ///
     /// # Errors
-    /// As [`Scorer::score`], and where a score is not finite.
+    /// As [`Scorer::score`].
     fn self_test(&mut self, _samples: &[Sample; 4]) -> Result<SelfTested, ModelError> {
         Ok(SelfTested::default())
     }

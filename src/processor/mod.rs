@@ -9,6 +9,7 @@ mod config;
 mod decode;
 mod footprint;
 mod image;
+mod item;
 mod jinja;
 mod prompt;
 mod readings;
@@ -16,11 +17,11 @@ mod resample;
 mod tokenizer;
 
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use self::image::{SizeError, smart_resize};
+pub use self::item::{Item, Picture, Question};
 
 use self::config::PictureConfig;
 use self::decode::{Format, Header};
@@ -86,49 +87,6 @@ impl From<&Limits> for ProcessorLimits {
             max_questions: limits.max_questions_per_item,
         }
     }
-}
-
-/// A picture as a caller sends it.
-#[derive(Clone)]
-pub enum Picture {
-    /// A PNG, JPEG or WebP file, told apart by its first bytes.
-    Encoded(Bytes),
-    /// Raw pixels.
-    Raw {
-        /// In pixels.
-        width: u32,
-        /// In pixels.
-        height: u32,
-        /// `[height, width, 3]` bytes: red, green, blue.
-        rgb8: Bytes,
-    },
-}
-
-/// What a caller wants scored.
-#[derive(Clone)]
-pub struct Item {
-    /// What the picture should show. May be empty where there are questions.
-    pub prompt: Arc<str>,
-    /// The pictures, as many as the model reads: references first, the judged one last.
-    pub pictures: Vec<Picture>,
-    /// What is asked about them in place of the prompt.
-    pub questions: Vec<Question>,
-}
-
-impl Item {
-    /// A prompt and the picture drawn from it.
-    pub fn new(prompt: &str, picture: Picture) -> Self {
-        Self { prompt: prompt.into(), pictures: vec![picture], questions: Vec::new() }
-    }
-}
-
-/// One of several questions about one item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// Stands where the prompt goes.
-    pub text: String,
-    /// The answers whose probability is read, by the first token of each; none: the profile's.
-    pub answers: Vec<String>,
 }
 
 /// An item whose prompt is tokenised and whose pictures are still as they were sent.

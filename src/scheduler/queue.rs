@@ -73,7 +73,7 @@ pub struct Job {
     pub sample: Sample,
     /// What it costs: its tokens, in those of the first model.
     pub cost: usize,
-    /// The sample's place in the queue. `None` once a worker has taken it.
+    /// The sample's place in the queue. `None` once a worker has taken it, and for what takes nobody's place.
     pub permit: Option<Permit>,
     /// Whose it is, how urgent, and until when it is wanted.
     pub claim: Claim,
@@ -252,6 +252,12 @@ impl Queue {
         let (wanted, mut state) = (Held { tokens, items }, self.lock());
         self.admit(&mut state, claim, wanted)?;
         state.expect_in_time(claim, wanted)
+    }
+
+    /// Whether one more item of this cost would find a place at once. Nobody is promised anything.
+    pub fn has_room(&self, claim: &Claim, cost: usize) -> bool {
+        let (wanted, state) = (Held { tokens: cost, items: 1 }, self.lock());
+        self.check(&state, wanted).is_ok() && self.excess(&state, claim, wanted).is_none()
     }
 
     fn admit(&self, state: &mut State, claim: &Claim, wanted: Held) -> Result<(), ScoreError> {
@@ -561,6 +567,19 @@ mod tests {
         // The quickest: this machine may be busy with other things.
         let quickest = took.min().unwrap();
         assert!(quickest < Duration::from_millis(20), "it waited {quickest:?} for a fuller batch");
+    }
+
+    #[test]
+    fn who_looks_for_room_takes_none() {
+        let queue = queue(100, 2);
+        let [a, b] = ["a", "b"].map(claim);
+        assert!(queue.has_room(&a, 100) && !queue.has_room(&a, 101));
+        let held = queue.reserve(&b, &[40, 40]).unwrap();
+        assert!(!queue.has_room(&a, 1), "there are two items");
+        drop(held);
+        assert!(queue.has_room(&a, 100));
+        queue.close("it is over");
+        assert!(!queue.has_room(&a, 1));
     }
 
     #[test]

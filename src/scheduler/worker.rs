@@ -48,7 +48,19 @@ pub struct Models<S, E> {
     /// Whether `wanted` is not yet what the worker has.
     changed: AtomicBool,
     has: watch::Sender<BTreeSet<u64>>,
+    /// What the worker is asked to do beside its batches; nobody to ask where it is not up.
+    errands: Mutex<Option<Vec<Errand<S>>>>,
 }
+
+/// Something to do with a model where its device has nothing else to do, or between two batches once it is due.
+struct Errand<S> {
+    model: u64,
+    due: Instant,
+    run: Run<S>,
+}
+
+/// What is done with a model. An error is a forward that failed.
+pub type Run<S> = Box<dyn FnOnce(&mut S) -> Result<(), ModelError> + Send>;
 
 /// A model that a worker shall have.
 struct Wanted<S, E> {
@@ -66,6 +78,7 @@ impl<S, E> Models<S, E> {
             wanted: Mutex::new(wanted),
             changed: AtomicBool::new(false),
             has: watch::Sender::default(),
+            errands: Mutex::default(),
         })
     }
 
@@ -77,6 +90,26 @@ impl<S, E> Models<S, E> {
     /// Has the worker let go of a model, once it computes nothing with it.
     pub fn take(&self, id: u64) {
         self.change(|wanted| drop(wanted.remove(&id)));
+    }
+
+    /// Asks the worker to do something with a model that it has, in the place of what it was asked before. What it does not
+    /// come to, since it is lost or lets go of the model, is dropped.
+    pub fn ask(&self, model: u64, due: Instant, run: Run<S>) {
+        if let Some(errands) = &mut *self.errands() {
+            errands.retain(|errand| errand.model != model);
+            errands.push(Errand { model, due, run });
+        }
+        self.queue.wake();
+    }
+
+    fn errands(&self) -> MutexGuard<'_, Option<Vec<Errand<S>>>> {
+        self.errands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something is to be done that is due by then; by no time: at all.
+    fn has_errands(&self, by: Option<Instant>) -> bool {
+        let is_due = |errand: &Errand<S>| by.is_none_or(|by| errand.due <= by);
+        self.errands().as_ref().is_some_and(|errands| errands.iter().any(is_due))
     }
 
     /// The models that the worker has, now and from now on; none while it is lost.
@@ -194,6 +227,22 @@ fn supervise<S: Scorer + Send, E: Display + Send>(
     }
 }
 
+/// Runs errands for as long as it lives, however it ends.
+struct Runner<'a, S, E>(&'a Models<S, E>);
+
+impl<'a, S, E> Runner<'a, S, E> {
+    fn new(models: &'a Models<S, E>) -> Self {
+        *models.errands() = Some(Vec::new());
+        Self(models)
+    }
+}
+
+impl<S, E> Drop for Runner<'_, S, E> {
+    fn drop(&mut self) {
+        *self.0.errands() = None;
+    }
+}
+
 /// Counts a worker as up for as long as it lives, however it ends.
 struct Up<'a>(&'a watch::Sender<usize>);
 
@@ -217,7 +266,7 @@ fn live<S: Scorer, E>(post: &Post, models: &Models<S, E>, on_up: &mut impl FnMut
         Err(error) => return End::NotMade(error),
     };
     models.has.send_replace(scorers.keys().copied().collect());
-    let _up = Up::new(&post.up);
+    let (_up, _errands) = (Up::new(&post.up), Runner::new(models));
     on_up();
     match (Worker { post, models, scorers }).work() {
         Ok(()) => End::Done,
@@ -308,18 +357,26 @@ impl<S: Scorer, E> Worker<'_, S, E> {
         loop {
             if running.is_none() {
                 self.models.settle(&mut self.scorers);
+                self.run_errands(Some(Instant::now()))?;
             }
             let changed = || self.models.changed.load(Ordering::SeqCst);
             let takes = |id| self.scorers.contains_key(&id);
             // While the device computes, nothing is waited for: its batch is collected as soon as it is done. Nothing new
-            // begins where its models are about to change.
+            // begins where its models are about to change, or an errand is due.
             let next = match running {
-                Some(_) if changed() => Vec::new(),
+                Some(_) if changed() || self.models.has_errands(Some(Instant::now())) => Vec::new(),
                 Some(_) => post.queue.try_batch(post.budget, &takes),
-                None => match post.queue.next_batch(post.budget, &takes, &changed) {
-                    Some(jobs) => jobs,
-                    None => return Ok(()),
-                },
+                None => {
+                    let interrupted = || changed() || self.models.has_errands(None);
+                    match post.queue.next_batch(post.budget, &takes, &interrupted) {
+                        Some(jobs) if jobs.is_empty() => {
+                            self.run_errands(None)?;
+                            continue;
+                        }
+                        Some(jobs) => jobs,
+                        None => return Ok(()),
+                    }
+                }
             };
             let staged = (!next.is_empty()).then(|| {
                 let batch = Batch::new(post, next);
@@ -341,6 +398,22 @@ impl<S: Scorer, E> Worker<'_, S, E> {
                 Err(error) => self.finish(batch, Err(error))?,
             }
         }
+    }
+
+    /// Does what it was asked to do and is due by then; by no time: all of it.
+    fn run_errands(&mut self, by: Option<Instant>) -> Result<(), Lost> {
+        let due = |errand: &mut Errand<S>| by.is_none_or(|by| errand.due <= by);
+        let errands = match &mut *self.models.errands() {
+            Some(errands) => errands.extract_if(.., due).collect(),
+            None => Vec::new(),
+        };
+        for Errand { model, run, .. } in errands {
+            let Some(scorer) = self.scorers.get_mut(&model) else { continue };
+            if guarded(|| run(scorer)).is_err() && guarded(|| Ok(scorer.is_lost())).unwrap_or(true) {
+                return Err(Lost);
+            }
+        }
+        Ok(())
     }
 
     /// A step with a batch's model, in which a panic is an error.
@@ -498,42 +571,127 @@ mod tests {
         }
     }
 
+    /// A model whose batches end when a test says so.
+    struct Gated(Arc<Log>);
+
+    impl Scorer for Gated {
+        type Staged = usize;
+        type Running = usize;
+
+        fn stage(&mut self, samples: &[&Sample]) -> Result<usize, ModelError> {
+            Ok(samples[0].tokens())
+        }
+
+        fn launch(&mut self, batch: usize) -> Result<usize, ModelError> {
+            self.0.note("launched", batch);
+            self.0.wait_for("go", batch);
+            Ok(batch)
+        }
+
+        fn collect(&mut self, batch: usize) -> Result<Vec<Score>, ModelError> {
+            Ok(vec![Score { mean: batch as f32, ..Score::default() }])
+        }
+    }
+
+    /// The order of four batches of one item and an errand that comes while the first one runs and is due after so long.
+    fn errand_among_batches(due: Duration) -> Vec<(&'static str, usize)> {
+        const LAST: usize = 4;
+        let queue = Queue::new(Capacity { tokens: 100, items: 100 });
+        let log = Arc::new(Log::default());
+        let seen = Arc::clone(&log);
+        let (models, worker) = worker(&queue, move || Gated(Arc::clone(&seen)));
+        let answers: Vec<_> = (1..=LAST)
+            .map(|tokens| {
+                let (job, answer) = job(&queue, tokens);
+                queue.push(job);
+                if tokens == 1 {
+                    log.wait_for("launched", 1);
+                }
+                answer
+            })
+            .collect();
+        let ask = |model, number| {
+            let log = Arc::clone(&log);
+            let run = move |_: &mut Gated| {
+                log.note("errand", number);
+                Ok(())
+            };
+            models.ask(model, Instant::now() + due, Box::new(run));
+        };
+        ask(Tag::default().id, 0);
+        ask(Tag::default().id, 1);
+        // Nobody has it: nobody waits for it.
+        ask(7, 2);
+        (1..=LAST).for_each(|batch| log.note("go", batch));
+        for (batch, answer) in (1..).zip(answers) {
+            assert_eq!(answer.blocking_recv().unwrap().unwrap().score.mean, batch as f32);
+        }
+        log.wait_for("errand", 1);
+        queue.close("the test is over");
+        worker.join().unwrap();
+        models.ask(Tag::default().id, Instant::now(), Box::new(|_| panic!("nobody is there")));
+        let log = log.0.lock().unwrap();
+        log.iter().copied().filter(|(step, _)| *step != "go").collect()
+    }
+
+    #[test]
+    fn an_errand_waits_for_an_idle_moment_and_not_beyond_its_time() {
+        let far = errand_among_batches(Duration::from_secs(3600));
+        let launched = |batch| ("launched", batch);
+        assert_eq!(far, [launched(1), launched(2), launched(3), launched(4), ("errand", 1)]);
+        let due = errand_among_batches(Duration::ZERO);
+        assert_eq!(due, [launched(1), ("errand", 1), launched(2), launched(3), launched(4)]);
+    }
+
+    /// A worker of one model whose batches have one item.
+    fn worker<S: Scorer + Send + 'static>(
+        queue: &Arc<Queue>,
+        make: impl Fn() -> S + Send + Sync + 'static,
+    ) -> (Arc<Models<S, String>>, JoinHandle<()>) {
+        let post = Post {
+            device: "fake".into(),
+            queue: Arc::clone(queue),
+            budget: BatchBudget { tokens: 100, items: 1 },
+            up: watch::Sender::new(0),
+        };
+        let make: Make<S, String> = Arc::new(move || Ok(make()));
+        let models = Models::new(queue, [(Tag::default().id, make)]);
+        let worker = spawn(post, Arc::clone(&models), |up| up.unwrap()).unwrap();
+        (models, worker)
+    }
+
+    /// A job of so many tokens, and where its answer comes.
+    fn job(queue: &Arc<Queue>, tokens: usize) -> (Job, oneshot::Receiver<Result<Scored, ScoreError>>) {
+        let (claim, (reply, answer)) = (Claim::default(), oneshot::channel());
+        let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
+        let job = Job {
+            model: Arc::default(),
+            cost: tokens,
+            sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
+            permit: queue.reserve(&claim, &[tokens]).unwrap().pop(),
+            claim,
+            reply,
+            enqueued: Instant::now(),
+            span: Span::none(),
+            losses: 0,
+        };
+        (job, answer)
+    }
+
     #[test]
     fn the_next_batch_is_staged_while_the_last_one_runs() {
         const LAST: usize = 5;
         let queue = Queue::new(Capacity { tokens: 100, items: 100 });
-        let claim = Claim::default();
         let answers: Vec<_> = (1..=LAST)
             .map(|tokens| {
-                let (reply, answer) = oneshot::channel();
-                let pictures = vec![Patches { rows: 2, columns: 2, pixels: Vec::new() }];
-                queue.push(Job {
-                    model: Arc::default(),
-                    cost: tokens,
-                    sample: Sample { input_ids: vec![0; tokens], pictures, ..Sample::default() },
-                    permit: queue.reserve(&claim, &[tokens]).unwrap().pop(),
-                    claim: claim.clone(),
-                    reply,
-                    enqueued: Instant::now(),
-                    span: Span::none(),
-                    losses: 0,
-                });
+                let (job, answer) = job(&queue, tokens);
+                queue.push(job);
                 answer
             })
             .collect();
         let log = Arc::new(Log::default());
-        let post = Post {
-            device: "fake".into(),
-            queue: Arc::clone(&queue),
-            budget: BatchBudget { tokens: 100, items: 1 },
-            up: watch::Sender::new(0),
-        };
-        let make: Make<Overlapped, String> = {
-            let log = Arc::clone(&log);
-            Arc::new(move || Ok(Overlapped::new(Arc::clone(&log), LAST)))
-        };
-        let models = Models::new(&queue, [(Tag::default().id, make)]);
-        let worker = spawn(post, models, |up| up.unwrap()).unwrap();
+        let seen = Arc::clone(&log);
+        let (_models, worker) = worker(&queue, move || Overlapped::new(Arc::clone(&seen), LAST));
         for (batch, answer) in (1..).zip(answers) {
             assert_eq!(answer.blocking_recv().unwrap().unwrap().score.mean, batch as f32);
         }

@@ -66,7 +66,18 @@ pub const BUILD_INFO: &str = "spatialscore_build_info";
 pub const MODEL_INFO: &str = "spatialscore_model_info";
 /// 1 where the self-test at load found that the scores do not differ with the picture, or with the prompt.
 pub const CONSTANT_SCORES: &str = "spatialscore_constant_scores";
-/// 1 while the model serves; 0 while it loads or drains, or has no worker.
+/// Self-tests of models that serve, by `device` and `outcome`: `passed`, `failed` (the model is out of service) or `error`
+/// (the forward failed, which says nothing of the scores).
+pub const SELF_TESTS: &str = "spatialscore_self_tests_total";
+/// Lines of the audit log, by `outcome`: `written`, `dropped` (there was no room for more that wait) or `failed`.
+pub const AUDIT_LINES: &str = "spatialscore_audit_lines_total";
+/// Items for the second `model`, by `outcome`: `scored`, `dropped` (there was no room) or `failed`.
+pub const SHADOW_ITEMS: &str = "spatialscore_shadow_items_total";
+/// How much higher the second `model` scores than that it is held against (`of`), in the mean of the newest items.
+pub const SHADOW_SHIFT: &str = "spatialscore_shadow_mean_shift";
+/// Spearman's rank correlation of the two, over the same items.
+pub const SHADOW_RANK_CORRELATION: &str = "spatialscore_shadow_rank_correlation";
+/// 1 while the model serves; 0 while it loads or drains, or has no worker, or a model is out of service.
 pub const SERVING: &str = "spatialscore_serving";
 /// Connections that are open.
 pub const CONNECTIONS: &str = "spatialscore_connections";
@@ -250,7 +261,18 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "1, with the server's version.");
     describe_gauge!(MODEL_INFO, "1, with what is served.");
     describe_gauge!(CONSTANT_SCORES, "1 where the scores of the self-test at load did not differ.");
-    describe_gauge!(SERVING, "1 while the model serves; 0 while it loads or drains, or has no worker.");
+    describe_counter!(SELF_TESTS, "Self-tests of models that serve, by outcome: passed, failed or error.");
+    describe_counter!(AUDIT_LINES, "Lines of the audit log, by outcome: written, dropped or failed.");
+    describe_counter!(SHADOW_ITEMS, "Items for the second model, by outcome: scored, dropped or failed.");
+    describe_gauge!(
+        SHADOW_SHIFT,
+        "How much higher the second model scores in the mean, of the newest items."
+    );
+    describe_gauge!(SHADOW_RANK_CORRELATION, "Spearman's rank correlation of both models' newest scores.");
+    describe_gauge!(
+        SERVING,
+        "1 while the model serves; 0 while it loads or drains, has no worker, or one is out of service."
+    );
     describe_gauge!(CONNECTIONS, "Connections that are open.");
     describe_counter!(CONNECTIONS_REFUSED, "Connections closed at once: there were as many as there may be.");
     describe_counter!(

@@ -16,7 +16,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use spatialscore::config::{Settings, Sources};
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
-use spatialscore::engine::{IntoLoaded, LoadError, Loaded, MakeScorer, ModelInfo, Terms};
+use spatialscore::engine::{
+    Engine, IntoLoaded, LoadError, Loaded, MakeScorer, ModelInfo, Onlookers, Started, Terms,
+};
 use spatialscore::model::checkpoint::CheckpointFiles;
 use spatialscore::model::profile::{Output, RewardConfig};
 use spatialscore::model::{ModelError, Sample, Score, Scorer};
@@ -107,6 +109,10 @@ pub struct FakeDevice {
     made: AtomicUsize,
     /// Whether no more can be made.
     refuses: AtomicBool,
+    /// What its scores are off by.
+    drift: Mutex<f32>,
+    /// What its scores are multiplied by.
+    scale: Mutex<f32>,
 }
 
 impl FakeDevice {
@@ -120,6 +126,8 @@ impl FakeDevice {
             memory: AtomicUsize::new(usize::MAX),
             made: AtomicUsize::new(0),
             refuses: AtomicBool::new(false),
+            drift: Mutex::default(),
+            scale: Mutex::new(1.0),
         })
     }
 
@@ -148,6 +156,16 @@ impl FakeDevice {
     /// Whether no model can be made for it from now on.
     pub fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    /// Computes scores that are off by so much from now on.
+    pub fn drift(&self, by: f32) {
+        *self.drift.lock().unwrap() = by;
+    }
+
+    /// Computes scores that are so many times the shades from now on.
+    pub fn scale(&self, by: f32) {
+        *self.scale.lock().unwrap() = by;
     }
 
     /// How many models were made for it.
@@ -245,7 +263,8 @@ impl Scorer for FakeScorer {
             INFINITE_STDDEV => (1.0, f32::INFINITY),
             shade => (f32::from(shade), 0.5),
         };
-        let scores = shades.into_iter().map(score);
+        let (drift, scale) = (*self.device.drift.lock().unwrap(), *self.device.scale.lock().unwrap());
+        let scores = shades.into_iter().map(score).map(|(mean, stddev)| (mean * scale + drift, stddev));
         Ok(scores.map(|(mean, stddev)| Score { mean, stddev: Some(stddev), ..Score::default() }).collect())
     }
 
@@ -302,20 +321,19 @@ impl TestServer {
 
     /// A server of several models on one device, the halves of which a test can hold one by one: one for each model.
     pub async fn of_models(names: &'static [&'static str], flags: &[(&str, &str)]) -> Self {
+        Self::of_models_on(names, false, flags).await
+    }
+
+    /// A server of several models, each on a device of its own.
+    pub async fn of_models_apart(names: &'static [&'static str], flags: &[(&str, &str)]) -> Self {
+        Self::of_models_on(names, true, flags).await
+    }
+
+    async fn of_models_on(names: &'static [&'static str], apart: bool, flags: &[(&str, &str)]) -> Self {
         let devices: Vec<_> = names.iter().map(|_| FakeDevice::new(false)).collect();
         let load = {
             let devices = devices.clone();
-            move |settings: &Settings| {
-                Ok(devices
-                    .into_iter()
-                    .zip(names)
-                    .map(|(device, name)| {
-                        let mut loaded = loaded(settings, vec![Box::new(move || device.make())]);
-                        (loaded.info.name, loaded.terms.named) = ((*name).to_owned(), true);
-                        loaded
-                    })
-                    .collect::<Vec<Loaded<FakeScorer>>>())
-            }
+            move |settings: &Settings| Ok(loaded_models(settings, names, &devices, apart))
         };
         let server = Self::serving(flags, devices, load).await;
         server.until_serving().await;
@@ -334,9 +352,8 @@ impl TestServer {
         load: impl FnOnce(&Settings) -> Result<L, LoadError> + Send + 'static,
     ) -> Self {
         LazyLock::force(&METRICS);
-        let flags = [("server.drain_grace_seconds", "0")].iter().chain(flags);
-        let flags = flags.map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let settings = Settings::load(&Sources { flags, ..Sources::default() }).unwrap();
+        let flags = [&[("server.drain_grace_seconds", "0")], flags].concat();
+        let settings = settings(&flags);
         let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (listener, http_listener) = (bind().await, bind().await);
         let (address, http) = (listener.local_addr().unwrap(), http_listener.local_addr().unwrap());
@@ -398,6 +415,44 @@ impl Ending {
     pub async fn end(self) {
         soon(self.serving).await.unwrap().unwrap();
     }
+}
+
+/// Settings that these flags say.
+pub fn settings(flags: &[(&str, &str)]) -> Settings {
+    let flags = flags.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Settings::load(&Sources { flags, ..Sources::default() }).unwrap()
+}
+
+/// Several models, each on a part of one device that a test can hold, or on a device of its own.
+fn loaded_models(
+    settings: &Settings,
+    names: &[&str],
+    devices: &[Arc<FakeDevice>],
+    apart: bool,
+) -> Vec<Loaded<FakeScorer>> {
+    let model = |(index, (device, name)): (usize, (&Arc<FakeDevice>, &&str))| {
+        let device = Arc::clone(device);
+        let mut loaded = loaded(settings, vec![Box::new(move || device.make())]);
+        (loaded.info.name, loaded.terms.named) = ((*name).to_owned(), true);
+        if apart {
+            loaded.info.devices = vec![format!("fake:{index}")];
+        }
+        loaded
+    };
+    devices.iter().zip(names).enumerate().map(model).collect()
+}
+
+/// An engine of these models without a server, each on a device of its own, and what has them come and go.
+pub fn engine(
+    names: &[&str],
+    flags: &[(&str, &str)],
+    onlookers: Onlookers,
+) -> (Started<FakeScorer>, Vec<Arc<FakeDevice>>) {
+    LazyLock::force(&METRICS);
+    let devices: Vec<_> = names.iter().map(|_| FakeDevice::new(false)).collect();
+    let settings = settings(flags);
+    let loaded = loaded_models(&settings, names, &devices, true);
+    (Engine::start_managed(&settings, loaded, None, onlookers).unwrap(), devices)
 }
 
 fn loaded<S: Scorer + Send>(settings: &Settings, workers: Vec<MakeScorer<S>>) -> Loaded<S> {

@@ -16,11 +16,12 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::audit::Part;
 use crate::cli::connection::{Connection, Servers, Unanswered, Urgency};
 use crate::cli::{USAGE, fail};
 use crate::edge::proto;
 use manifest::{Entry, Rows};
-use report::{Format, Part, Report, Row};
+use report::{Format, Report, Row};
 
 /// Pictures that are read ahead of the connection.
 const READ_AHEAD: usize = 4;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::audit::Part;
 use crate::edge::proto;
 
 /// How results are written.
@@ -17,18 +18,6 @@ pub enum Format {
     Json,
     /// Comma-separated, with a header.
     Csv,
-}
-
-/// A named part of a score.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Part {
-    /// Its name: a pass, or a question.
-    pub name: String,
-    /// As of the score.
-    pub mean: f32,
-    /// As of the score.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stddev: Option<f32>,
 }
 
 impl From<proto::Component> for Part {

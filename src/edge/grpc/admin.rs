@@ -53,7 +53,7 @@ impl Admin {
         let limits = self.limits.clone();
         let bring = move |manager: &dyn ModelControl| {
             let model = if replaces { manager.replace(&settings) } else { manager.load(&settings) }?;
-            Ok(convert::model(&model, State::Serving, &limits))
+            Ok(convert::model(&model, &State::Serving, &limits))
         };
         self.run(bring).await.map(Some)
     }
@@ -137,7 +137,7 @@ impl AdminService for Admin {
     ) -> Result<Response<proto::DescribeModelsResponse>, Status> {
         let limits = self.limits.clone();
         let describe = move |manager: &dyn ModelControl| {
-            let model = |(model, state): (Arc<Model>, State)| convert::model(&model, state, &limits);
+            let model = |(model, state): (Arc<Model>, State)| convert::model(&model, &state, &limits);
             Ok(manager.models().all().into_iter().map(model).collect())
         };
         Ok(Response::new(proto::DescribeModelsResponse { models: self.run(describe).await? }))

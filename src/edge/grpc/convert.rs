@@ -147,7 +147,7 @@ pub fn timings<'a>(answers: impl Iterator<Item = &'a Answer>) -> proto::Timings 
 }
 
 /// What is served.
-pub fn model(model: &Model, state: State, limits: &Limits) -> proto::GetModelResponse {
+pub fn model(model: &Model, state: &State, limits: &Limits) -> proto::GetModelResponse {
     let Model { info, terms, .. } = model;
     let memory = |of: fn(&Memory) -> u64| terms.memory.iter().map(of).max().unwrap_or_default();
     let output = match info.output {
@@ -162,7 +162,10 @@ pub fn model(model: &Model, state: State, limits: &Limits) -> proto::GetModelRes
         dtype: info.dtype.clone(),
         devices: info.devices.clone(),
         output: output.into(),
-        notice: info.notice.clone(),
+        notice: match state {
+            State::Failed(why) => format!("OUT OF SERVICE: {why}. {}", info.notice).trim_end().to_owned(),
+            _ => info.notice.clone(),
+        },
         profile: info.profile.clone(),
         pictures: narrow(info.pictures),
         components: info.components.clone(),
@@ -187,12 +190,12 @@ pub fn model(model: &Model, state: State, limits: &Limits) -> proto::GetModelRes
     }
 }
 
-fn state(state: State) -> proto::ModelState {
+fn state(state: &State) -> proto::ModelState {
     match state {
         State::Serving => proto::ModelState::Serving,
         State::Asleep => proto::ModelState::Asleep,
         State::Waking => proto::ModelState::Waking,
-        State::Failed => proto::ModelState::Failed,
+        State::Failed(_) => proto::ModelState::Failed,
     }
 }
 

@@ -170,7 +170,7 @@ impl SpatialScoreService for Handlers {
         let engine = self.engine().map_err(|error| of_call(&error))?;
         let request = arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
         let (model, state) = engine.models().one(&request.name).map_err(|error| of_call(&error))?;
-        Ok(Response::new(convert::model(&model, state, engine.limits())))
+        Ok(Response::new(convert::model(&model, &state, engine.limits())))
     }
 
     async fn list_models(
@@ -180,7 +180,7 @@ impl SpatialScoreService for Handlers {
         let engine = self.engine().map_err(|error| of_call(&error))?;
         arrivals(&request).receive(request.into_inner()).map_err(|error| of_call(&error))?;
         let models = engine.models().all();
-        let models = models.iter().map(|(model, state)| convert::model(model, *state, engine.limits()));
+        let models = models.iter().map(|(model, state)| convert::model(model, state, engine.limits()));
         let models = models.collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
     }
@@ -214,7 +214,7 @@ async fn score_batch(
             Ok(item) => engine.admit(models, item, &claim).await,
             Err(error) => Err(error),
         };
-        admitted.unwrap_or_else(|error| Admitted::refused(&error, models.len()))
+        admitted.unwrap_or_else(|error| engine.refuse(models, &error, &claim))
     }))
     .await;
 
@@ -289,7 +289,10 @@ async fn admit_streamed(engine: Arc<Engine>, message: proto::ScoreStreamRequest,
     let placed = async {
         named?;
         let claim = Claim { priority: priority(urgency)?, ..claim };
-        let item = engine.admit(&models, convert::stream_item(&id, item)?, &claim).await?;
+        let item = match convert::stream_item(&id, item) {
+            Ok(item) => engine.admit(&models, item, &claim).await?,
+            Err(error) => engine.refuse(&models, &error, &claim),
+        };
         let costs: Vec<usize> = item.costs().collect();
         let permits = engine.queue().reserve_when_room(&claim, &costs).await?;
         Ok(Placed { item, permits, claim })

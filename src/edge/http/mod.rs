@@ -38,7 +38,7 @@ use crate::edge::layers::method;
 use crate::edge::proto;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
 use crate::engine::{Engine, Model};
-use crate::error::{ScoreError, quoted};
+use crate::error::{ScoreError, brief, quoted};
 use crate::request_context::{Claim, Priority};
 
 pub use response::translate;
@@ -87,14 +87,20 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, p
 
 /// For both frameworks: UniRL reads the rewards in it, Flow-Factory its status alone.
 async fn health(State(edge): State<Edge>) -> (StatusCode, Json<Value>) {
-    let engine = edge.handlers.engine().ok().filter(|_| *edge.serving.borrow());
+    let engine = edge.handlers.engine();
+    let fault = engine.as_ref().map_or_else(|error| Some(error.clone()), |engine| engine.models().fault());
+    let engine = engine.ok().filter(|_| *edge.serving.borrow());
     match engine.and_then(|engine| Served::of(&engine, None).ok()) {
         Some(served) => {
             let rewards = served.rewards().into_iter().map(|reward| (reward, ["spatialscore:ready"]));
             let rewards: BTreeMap<_, _> = rewards.collect();
             (StatusCode::OK, Json(json!({"status": "ok", "rewards": rewards})))
         }
-        None => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "not serving", "rewards": {}}))),
+        None => {
+            let why = brief(fault.map_or_else(|| "no worker is up".to_owned(), |fault| fault.to_string()));
+            let said = json!({"status": "not serving", "reason": why, "rewards": {}});
+            (StatusCode::SERVICE_UNAVAILABLE, Json(said))
+        }
     }
 }
 
