@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod connection;
+mod explain;
 mod inspect;
 mod load;
 mod score;
@@ -46,6 +47,7 @@ pub struct Cli {
 enum Command {
     Serve(serve::Arguments),
     Score(score::Arguments),
+    Explain(explain::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Load(load::Arguments),
@@ -65,6 +67,7 @@ impl Cli {
                 serve::run(arguments)
             }
             Command::Score(arguments) => score::run(arguments),
+            Command::Explain(arguments) => explain::run(arguments),
             Command::Load(arguments) => load::run(arguments),
             Command::Admin(arguments) => admin::run(arguments),
             Command::Inspect(arguments) => inspect::run(arguments),
