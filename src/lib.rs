@@ -30,6 +30,7 @@ pub mod device;
 pub mod edge;
 pub mod engine;
 pub mod error;
+pub mod explain;
 pub mod files;
 pub mod model;
 pub mod process;

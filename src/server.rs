@@ -388,8 +388,7 @@ fn open(
     let (close, closed) = watch::channel(false);
     let mut ports = JoinSet::new();
     if let Some(listener) = http {
-        let routes =
-            http::routes(handlers.clone(), is_serving, limits.max_message_bytes, settings.http_patience);
+        let routes = http::routes(handlers.clone(), is_serving, settings);
         let service =
             http::translate(calls.clone().service(routes), handlers.clone(), settings.http_patience);
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));

@@ -33,6 +33,7 @@ fn help_is_a_page_for_strangers() {
         ),
         ("score", ["Examples:", "Exit codes:", "prompt,image,id", "[default: 127.0.0.1:50051]"]),
         ("replay", ["Examples:", "Exit codes:", "audit.pictures=true", "[default: 0.0001]"]),
+        ("explain", ["Examples:", "Exit codes:", "turned", "[default: 127.0.0.1:50051]"]),
     ] {
         let (code, page, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);
@@ -639,4 +640,47 @@ fn load_counts_refusals_apart_from_failures() {
     let step: Value = serde_json::from_str(out.trim()).unwrap();
     assert!(step["refused"].as_u64().unwrap() > 0, "{step}");
     assert_eq!(step["failed"], 0, "{step}");
+}
+
+/// The numbers are those of `score`, and the map has a colour where a cell counts.
+#[test]
+fn explain_tells_what_each_change_costs() {
+    let server = Server::serving_with(&["--set=model.checkpoint=spatialscore-mini"]);
+    let root = env!("CARGO_MANIFEST_DIR");
+    let image = format!("{root}/samples/banana.right.png");
+    let folder = tempfile::tempdir().unwrap();
+    let map = folder.path().join("map.png");
+    let prompt = "Above a tree there is a banana. The tree stands along the bottom edge.";
+    let (at, to) = (format!("--server={}", server.address), format!("--map={}", map.display()));
+    let (code, table, errors) = run(&["explain", &at, "--prompt", prompt, "--cells=16", &to, &image]);
+    assert_eq!(code, 0, "{errors}");
+    let row = |what: &str| -> (f64, f64) {
+        let line =
+            table.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {table}"));
+        let mut numbers = line.split_whitespace().map(|number| number.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    };
+    let whole = row("  nothing").0;
+    for (what, other) in [
+        ("  nothing", prompt),
+        ("left out: Above a tree", "The tree stands along the bottom edge."),
+        ("turned: bottom to top", "Above a tree there is a banana. The tree stands along the top edge."),
+    ] {
+        let (_, scored, _) = run(&["score", &at, "--format=json", "--prompt", other, &image]);
+        let mean = serde_json::from_str::<Value>(&scored).unwrap()["mean"].as_f64().unwrap();
+        let (told, cost) = row(what);
+        assert!(
+            (told - mean).abs() < 2e-4 && (cost - (whole - mean)).abs() < 3e-4,
+            "{what}: {mean}\n{table}"
+        );
+    }
+    assert!(table.contains("the map: 4 rows of 4 cells"), "{table}");
+    let mut reader =
+        png::Decoder::new(std::io::Cursor::new(std::fs::read(map).unwrap())).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    assert!(pixels.chunks(3).any(|pixel| pixel[0] != pixel[2]), "the map is grey");
+
+    let (code, _, errors) = run(&["explain", &at, "--prompt", prompt, "/dev/null"]);
+    assert!(code == 64 && errors.contains("/dev/null: "), "{code} {errors}");
 }

@@ -14,17 +14,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use common::process::{Server, get};
+use common::web::*;
 use common::*;
 use futures::future::select_all;
 use futures::{StreamExt, stream};
-use http::{HeaderMap, Method, Request};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http::Request;
+use http_body_util::StreamBody;
 use hyper::body::Frame;
-use hyper::client::conn::http1;
-use hyper::ext::ReasonPhrase;
-use hyper_util::rt::TokioIo;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use spatialscore::edge::proto;
 use spatialscore::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
@@ -35,83 +33,6 @@ use tonic::Code;
 
 const SMALL_QUEUE: [(&str, &str); 3] =
     [("queue.max_items", "2"), ("batch.max_items", "2"), ("limits.max_items_per_request", "2")];
-
-/// What a server said.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    reason: String,
-    headers: HeaderMap,
-    body: Value,
-    text: String,
-}
-
-impl Answer {
-    fn rewards(&self) -> Vec<f64> {
-        assert_eq!(self.status, 200, "{self:?}");
-        let rewards = self.body["rewards"].as_array().unwrap_or_else(|| panic!("{self:?}"));
-        rewards.iter().map(|reward| reward.as_f64().unwrap()).collect()
-    }
-
-    /// UniRL's scores, each of which must stand alone.
-    fn scores(&self) -> Vec<Option<f64>> {
-        assert_eq!(self.status, 200, "{self:?}");
-        let results = self.body["results"].as_array().unwrap();
-        results.iter().map(|result| result.get("spatialscore")?["spatialscore"].as_f64()).collect()
-    }
-}
-
-/// Sends a request on a connection of its own. Fails where the server hangs up without an answer.
-async fn try_send<B>(address: SocketAddr, request: Request<B>) -> Result<Answer, hyper::Error>
-where
-    B: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
-{
-    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let (mut sender, connection) = http1::handshake(io).await?;
-    let _connection = AbortOnDrop(tokio::spawn(connection));
-    let (parts, body) = sender.send_request(request).await?.into_parts();
-    let text = String::from_utf8(body.collect().await?.to_bytes().to_vec()).unwrap();
-    Ok(Answer {
-        status: parts.status.as_u16(),
-        reason: parts.extensions.get().map_or_else(String::new, |reason: &ReasonPhrase| {
-            String::from_utf8(reason.as_bytes().to_vec()).unwrap()
-        }),
-        headers: parts.headers,
-        body: serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text:?}")),
-        text,
-    })
-}
-
-/// The connection of a call that is given up goes with it.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-fn post_request(
-    path: &str,
-    body: Bytes,
-) -> Request<impl http_body::Body<Data = Bytes, Error = std::io::Error> + use<>> {
-    let body = Full::new(body).map_err(|never| match never {});
-    Request::builder().method(Method::POST).uri(path).header("host", "a").body(body).unwrap()
-}
-
-async fn post_bytes(address: SocketAddr, path: &str, body: impl Into<Bytes>) -> Answer {
-    soon(try_send(address, post_request(path, body.into()))).await.unwrap()
-}
-
-async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
-    post_bytes(address, path, body.to_string()).await
-}
-
-async fn look(address: SocketAddr, path: &str) -> Answer {
-    let body = Full::from("").map_err(|never| match never {});
-    let request = Request::builder().uri(path).header("host", "a").body(body).unwrap();
-    soon(try_send(address, request)).await.unwrap()
-}
 
 /// A sample as UniRL sends it.
 fn sample(file: &[u8]) -> Value {
@@ -136,14 +57,6 @@ fn flow_factory(files: &[Vec<u8>]) -> Value {
 
 fn pngs(shades: impl IntoIterator<Item = u8>) -> Vec<Vec<u8>> {
     shades.into_iter().map(png).collect()
-}
-
-/// The program, with an HTTP port.
-fn process(arguments: &[&str]) -> (Server, SocketAddr) {
-    let arguments = [arguments, &["--http=127.0.0.1:0"]].concat();
-    let server = tokio::task::block_in_place(|| Server::serving_with(&arguments));
-    let http = server.http.as_ref().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
-    (server, http)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,7 +252,8 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
         assert!(answer.body["error"].as_str().unwrap().contains(words), "{answer:?}");
     }
     for (path, answer) in [
-        ("/", look(server.http, "/").await),
+        ("/x", look(server.http, "/x").await),
+        ("/page/x", look(server.http, "/page/x").await),
         ("/scores", post(server.http, "/scores", &json!({})).await),
         ("/evaluation", look(server.http, "/evaluation").await),
         ("/evaluations/health", look(server.http, "/evaluations/health").await),
@@ -355,72 +269,6 @@ async fn a_request_that_cannot_be_read_is_refused_with_the_place() {
         assert_eq!((answer.status, answer.headers["allow"].to_str().unwrap()), (405, methods), "{answer:?}");
     }
     assert!(!server.device.seen().contains(&9));
-}
-
-/// A body that no well-made client would send, and whether it can only be refused.
-struct Bad {
-    what: String,
-    body: Vec<u8>,
-    hopeless: bool,
-}
-
-impl Bad {
-    fn new(what: impl Into<String>, body: impl Into<Vec<u8>>, hopeless: bool) -> Self {
-        Self { what: what.into(), body: body.into(), hopeless }
-    }
-
-    /// Refused, with a reason; or, where it may be in order after all, answered as any other.
-    fn check(&self, path: &str, answer: &Answer) {
-        let said = format!("{path}, {}: {answer:?}", self.what);
-        match answer.status {
-            // To Flow-Factory's client a refusal is a 200.
-            200 if path == "/compute" && answer.body["error"].is_string() => {}
-            200 => assert!(!self.hopeless, "{said}"),
-            400 => assert!(answer.body["detail"].is_string(), "{said}"),
-            _ => panic!("{said}"),
-        }
-    }
-}
-
-/// What can be done to a body in order.
-fn spoilt(sound: &Value, fields: &[&str], random: &mut StdRng) -> Vec<Bad> {
-    let text = sound.to_string().into_bytes();
-    let cuts = (0..text.len()).map(|at| Bad::new(format!("cut at {at}"), &text[..at], true));
-    let mut bad: Vec<_> = cuts.collect();
-    for _ in 0..200 {
-        let (mut turned, bit) = (text.clone(), random.random_range(0..text.len() * 8));
-        turned[bit / 8] ^= 1 << (bit % 8);
-        bad.push(Bad::new(format!("bit {bit} turned"), turned, false));
-    }
-    for bytes in [&b"\xff"[..], b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"\\ud800", b"\\x00"] {
-        let at = text.windows(PROMPT.len()).position(|window| window == PROMPT.as_bytes()).unwrap();
-        let body = [&text[..at], bytes, &text[at..]].concat();
-        bad.push(Bad::new(format!("{bytes:?} in a prompt"), body, true));
-    }
-    for open in ["[", "{\"requests\":", "{\"prompt\":[", "{\"x\":"] {
-        bad.push(Bad::new(format!("100000 times {open}"), open.repeat(100_000), true));
-    }
-    for &field in fields {
-        let is = std::mem::discriminant(sound.pointer(field).unwrap());
-        for value in [json!(null), json!(true), json!(-1), json!(u64::MAX), json!("?"), json!([]), json!({})]
-        {
-            let what = format!("{field} is {value}");
-            let hopeless = std::mem::discriminant(&value) != is;
-            let mut body = sound.clone();
-            *body.pointer_mut(field).unwrap() = value;
-            bad.push(Bad::new(what, body.to_string(), hopeless));
-        }
-        // Numbers that there are none of, and nests that nobody has the stack for.
-        let mut body = sound.clone();
-        *body.pointer_mut(field).unwrap() = json!("HERE");
-        for value in
-            ["1e999", "-1e999", &"9".repeat(100_000), &format!("1e{}", u64::MAX), &"[".repeat(100_000)]
-        {
-            let body = body.to_string().replace("\"HERE\"", value);
-            bad.push(Bad::new(format!("{field} is {:.10}", value), body, true));
-        }
-    }
-    bad
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -778,6 +626,13 @@ async fn what_is_refused_is_never_said_again_whole() {
         named["requests"][0][name] = json!("");
     }
     let (scored, computed) = (unirl(&pngs([1])), flow_factory(&pngs([1])));
+    let ours = json!({
+        "prompt": "", "items": [{"image": "", "references": [""], "questions": [{"text": "", "answers": [""]}]}],
+        "models": [""], "inspect": true,
+    });
+    let of_ours = ["/prompt", "/items", "/items/0", "/items/0/image", "/items/0/references", "/models"];
+    let of_ours = of_ours.into_iter().chain(["/models/0", "/inspect", "/items/0/questions/0"]);
+    let of_ours = of_ours.map(|pointer| ("/v1/score", sound(ours.clone(), pointer)));
     let bodies = [
         ("/score", r#""HERE""#.to_owned()),
         ("/score", r#"{"HERE": 1}"#.to_owned()),
@@ -797,6 +652,7 @@ async fn what_is_refused_is_never_said_again_whole() {
         ("/compute", sound(computed.clone(), "/image")),
         ("/compute", sound(computed, "/image/0")),
     ];
+    let bodies: Vec<_> = bodies.into_iter().chain(of_ours).collect();
     let refuse = |at: usize| {
         let (path, form): &(&str, String) = &bodies[at];
         refuse(http, path, form, &text)
@@ -842,10 +698,18 @@ async fn evaluation_over_http_goes_behind_training() {
         ("/evaluation/score", None, 10, 11),
         ("/score", Some("evaluation"), 20, 21),
         ("/evaluation/compute", Some("evaluation"), 30, 31),
+        ("/v1/score", Some("evaluation"), 40, 41),
     ] {
         // Three seconds of work, before which the one behind it would have to wait.
         let files = pngs(std::iter::repeat_n(evaluated, 64));
-        let body = if path.ends_with("compute") { flow_factory(&files) } else { unirl(&files) };
+        let body = match path {
+            "/v1/score" => {
+                let item = |file: &Vec<u8>| json!({"prompt": PROMPT, "image": BASE64.encode(file)});
+                json!({"items": files.iter().map(item).collect::<Vec<_>>()})
+            }
+            _ if path.ends_with("compute") => flow_factory(&files),
+            _ => unirl(&files),
+        };
         let evaluation = tokio::spawn(async move { send_as(address, path, header, &body).await });
         // Nothing else here is evaluation.
         until(|| metric("spatialscore_queue_items{priority=\"evaluation\"}") >= 30.0).await;

@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod connection;
+mod explain;
 mod inspect;
 mod load;
 mod replay;
@@ -47,6 +48,7 @@ pub struct Cli {
 enum Command {
     Serve(serve::Arguments),
     Score(score::Arguments),
+    Explain(explain::Arguments),
     Inspect(inspect::Arguments),
     Bench(bench::Arguments),
     Load(load::Arguments),
@@ -67,6 +69,7 @@ impl Cli {
                 serve::run(arguments)
             }
             Command::Score(arguments) => score::run(arguments),
+            Command::Explain(arguments) => explain::run(arguments),
             Command::Load(arguments) => load::run(arguments),
             Command::Replay(arguments) => {
                 restart_with_short_spins();

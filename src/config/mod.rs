@@ -53,6 +53,10 @@ pub struct Settings {
     pub http_listen: Option<SocketAddr>,
     /// How long their calls wait in line at most, where the queue is full.
     pub http_patience: Duration,
+    /// Whether there is a page to look with.
+    pub http_page: bool,
+    /// The most cells of an explanation's map.
+    pub http_explain_cells: usize,
     /// Where metrics are read; `None`: nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// How models come and go.
@@ -395,6 +399,8 @@ impl Settings {
             },
             http_listen: r.optional_address("http.listen", 8080),
             http_patience: Duration::from_secs(r.number("http.queue_wait_seconds", 0..=3600)),
+            http_explain_cells: r.number("http.explain_cells", 1..=4096) as usize,
+            http_page: r.parse("http.page", "true or false", true),
             metrics_listen: r.optional_address("metrics.listen", 9464),
             admin: AdminSettings {
                 listen: r.optional_address("admin.listen", 50052),
@@ -512,6 +518,8 @@ mod tests {
 
         assert_eq!(defaults.server.listen, "127.0.0.1:50051".parse().unwrap());
         assert_eq!((defaults.http_listen, defaults.http_patience), (None, Duration::from_secs(30)));
+        assert!(defaults.http_page);
+        assert_eq!(defaults.http_explain_cells, 256);
         assert_eq!(defaults.metrics_listen, Some("127.0.0.1:9464".parse().unwrap()));
         assert_eq!(defaults.model.checkpoint, "spatialscore-mini");
         assert_eq!(defaults.limits.max_prompt_bytes, 8192);

@@ -4,6 +4,7 @@ mod candidate;
 mod cpu_pool;
 mod load;
 mod loaded;
+mod look;
 mod manager;
 mod memory;
 mod models;
@@ -31,6 +32,7 @@ use crate::scheduler::{Job, Permit, Queue, Scored};
 
 pub use load::{Examination, load, load_all, loader};
 pub use loaded::{LoadError, Loaded, MakeScorer, ModelInfo, Terms};
+pub use look::Look;
 pub use manager::{IntoLoaded, Loader, ModelControl, ModelControlError, ModelManager};
 pub use memory::Memory;
 pub use models::{Model, Models, State};

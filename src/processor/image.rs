@@ -166,6 +166,29 @@ impl Geometry {
         }
         Patches { rows, columns, pixels }
     }
+
+    /// The picture that was cut into these patches.
+    pub fn joined(&self, patches: &Patches) -> Rgb {
+        let (patch, merge) = (self.patch, self.merge);
+        let area = patch * patch;
+        let (width, height) = (patches.columns * patch, patches.rows * patch);
+        let blocks_in_row = patches.columns / merge;
+        let mut rgb = vec![0; width * height * 3];
+        for (index, from) in patches.pixels.chunks_exact(3 * area).enumerate() {
+            let (block, within) = (index / (merge * merge), index % (merge * merge));
+            let row = block / blocks_in_row * merge + within / merge;
+            let column = block % blocks_in_row * merge + within % merge;
+            for y in 0..patch {
+                let start = ((row * patch + y) * width + column * patch) * 3;
+                let line = rgb[start..start + 3 * patch].as_chunks_mut::<3>().0;
+                for (x, pixel) in line.iter_mut().enumerate() {
+                    *pixel = [0, 1, 2].map(|channel| from[channel * area + y * patch + x]);
+                }
+            }
+        }
+        // A side is one that a picture was resized to, which fits.
+        Rgb { width: width as u32, height: height as u32, pixels: rgb.into() }
+    }
 }
 
 #[cfg(test)]
@@ -191,5 +214,17 @@ mod tests {
         let both = geometry.patches(&picture).unwrap();
         assert_eq!(both, twice);
         assert_ne!(both, once);
+    }
+
+    #[test]
+    fn patches_are_joined_to_the_picture_that_was_cut() {
+        for (patch, merge, columns, rows) in [(14, 2, 4, 6), (16, 2, 2, 2), (3, 1, 5, 2), (2, 3, 9, 3)] {
+            let geometry = Geometry { patch, merge, min_pixels: 1, max_pixels: u64::MAX, first: None };
+            let (width, height) = (columns * patch, rows * patch);
+            let pixels: Vec<u8> = (0..3 * width * height).map(|n| (n * 7919 % 251) as u8).collect();
+            let joined = geometry.joined(&geometry.cut(&pixels, width, height));
+            assert_eq!((joined.width as usize, joined.height as usize), (width, height));
+            assert_eq!(joined.pixels, pixels);
+        }
     }
 }

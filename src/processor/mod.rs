@@ -14,6 +14,7 @@ mod jinja;
 mod prompt;
 mod readings;
 mod resample;
+mod seen;
 mod tokenizer;
 
 use std::fmt;
@@ -22,6 +23,9 @@ use bytes::Bytes;
 
 pub use self::image::{SizeError, smart_resize};
 pub use self::item::{Item, Picture, Question};
+pub use self::prompt::{Span, SpanKind};
+pub use self::resample::Rgb;
+pub use self::seen::{Seen, decoded};
 
 use self::config::PictureConfig;
 use self::decode::{Format, Header};
@@ -29,7 +33,6 @@ use self::footprint::footprint;
 use self::image::Geometry;
 use self::prompt::PromptEncoder;
 use self::readings::answer_ids;
-use self::resample::Rgb;
 use crate::config::Limits;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};

@@ -5,6 +5,8 @@
 //! plain text that holds the prompt, and there no special token is ever matched: whatever a caller writes is
 //! text to the model.
 
+mod spans;
+
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::chat_template::ChatTemplate;
@@ -12,6 +14,8 @@ use super::tokenizer::TextTokenizer;
 use crate::error::ScoreError;
 use crate::model::checkpoint::{CheckpointError, CheckpointFiles};
 use crate::model::profile::{Pass, RewardConfig, RewardToken};
+
+pub use self::spans::{Span, SpanKind};
 
 const REWARD_CONFIG: &str = "reward_config.json";
 
@@ -56,7 +60,7 @@ pub(super) struct PromptEncoder {
 #[derive(Debug, Clone, PartialEq)]
 enum Piece {
     /// The same for every caller.
-    Ids(Vec<u32>),
+    Fixed { ids: Vec<u32>, text: String },
     /// Where the visual tokens stand; this placeholder's id once for each.
     Picture(u32),
     /// Plain text with the caller's prompt between each two parts.
@@ -125,7 +129,7 @@ impl PromptEncoder {
         let mut visual_tokens = visual_tokens.iter();
         for piece in &self.plan {
             match piece {
-                Piece::Ids(fixed) => ids.extend_from_slice(fixed),
+                Piece::Fixed { ids: fixed, .. } => ids.extend_from_slice(fixed),
                 Piece::Picture(id) => {
                     ids.extend(std::iter::repeat_n(*id, visual_tokens.next().copied().unwrap_or_default()));
                 }
@@ -164,7 +168,7 @@ impl PromptEncoder {
     /// plain text here, and any other where a prompt brings it in.
     pub fn limit_vocabulary(&mut self, rows: u32) -> Result<(), CheckpointError> {
         let of_plan = self.plan.iter().flat_map(|piece| match piece {
-            Piece::Ids(ids) => ids.as_slice(),
+            Piece::Fixed { ids, .. } => ids.as_slice(),
             Piece::Picture(id) => std::slice::from_ref(id),
             Piece::Caller { .. } => &[],
         });
@@ -367,7 +371,11 @@ fn plan(
         trim.end = next.is_some_and(|(_, token, _)| token.lstrip);
         plan.extend(plain(&rest[..end], trim, tokenizer)?);
         let Some((_, token, id)) = next else { break };
-        plan.push(if id == image_token_id { Piece::Picture(id) } else { Piece::Ids(vec![id]) });
+        plan.push(if id == image_token_id {
+            Piece::Picture(id)
+        } else {
+            Piece::Fixed { ids: vec![id], text: token.content.clone() }
+        });
         trim.start = token.rstrip;
         rest = &rest[end + token.content.len()..];
     }
@@ -379,8 +387,9 @@ fn plain(text: &str, trim: Trim, tokenizer: &Tokenizer) -> Result<Option<Piece>,
         let parts = text.split(MARK).map(str::to_owned).collect();
         return Ok(Some(Piece::Caller { parts, trim }));
     }
-    let ids = tokenizer.encode_fast(trim.apply(text), false)?.get_ids().to_vec();
-    Ok((!ids.is_empty()).then_some(Piece::Ids(ids)))
+    let text = trim.apply(text);
+    let ids = tokenizer.encode_fast(text, false)?.get_ids().to_vec();
+    Ok((!ids.is_empty()).then(|| Piece::Fixed { ids, text: text.to_owned() }))
 }
 
 /// Each picture has one placeholder, with something between any two: the reference takes what lies side by side for one.
@@ -407,7 +416,7 @@ fn check_pictures(
 /// Drops what stands behind the reward token: under causal attention it cannot matter.
 fn up_to_reward(mut plan: Vec<Piece>, reward_id: u32) -> Result<Vec<Piece>, CheckpointError> {
     let refuse = |reason| Err(CheckpointError::invalid(REWARD_CONFIG, reason));
-    let is_reward = |piece: &Piece| *piece == Piece::Ids(vec![reward_id]);
+    let is_reward = |piece: &Piece| matches!(piece, Piece::Fixed { ids, .. } if *ids == [reward_id]);
     if plan.iter().filter(|piece| is_reward(piece)).count() != 1 {
         return refuse("special_token must stand exactly once in the rendered conversation, as one token");
     }

@@ -5,6 +5,7 @@
 //! then a few values in a thousand are off by more than one.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -21,13 +22,39 @@ const BAND: usize = 16;
 const HALF: i32 = 1 << (PRECISION - 1);
 
 /// A picture of 8-bit RGB.
-pub(super) struct Rgb {
+#[derive(Clone)]
+pub struct Rgb {
     /// In pixels.
     pub width: u32,
     /// In pixels.
     pub height: u32,
     /// `[height, width, 3]`.
     pub pixels: Bytes,
+}
+
+impl Rgb {
+    /// As a PNG file, made quickly.
+    ///
+    /// # Errors
+    ///
+    /// The pixels are not those of its sides.
+    pub fn png(&self) -> Result<Vec<u8>, png::EncodingError> {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_compression(png::Compression::Fast);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.pixels)?;
+        writer.finish()?;
+        Ok(file)
+    }
+}
+
+/// Without what the caller sent, so that it never reaches a log.
+impl fmt::Debug for Rgb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a picture of {} x {}", self.width, self.height)
+    }
 }
 
 /// The stretch of source pixels that make one pixel.

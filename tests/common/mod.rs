@@ -4,6 +4,7 @@
 pub mod large;
 pub mod process;
 pub mod raw;
+pub mod web;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -31,6 +31,7 @@ use crate::request_context::{Caller, Claim, Priority};
 use crate::scheduler::Permit;
 
 pub use admin::Admin;
+pub use convert::item as work_item;
 pub use grpc_only::grpc_only;
 pub use health::Health;
 pub use status::{label as code_name, of_call, of_sender, status};

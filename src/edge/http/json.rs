@@ -7,19 +7,29 @@ use std::marker::PhantomData;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use memchr::memchr2;
+use serde::de::value::{
+    BoolDeserializer, F64Deserializer, MapAccessDeserializer, SeqAccessDeserializer, U64Deserializer,
+};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::error::{brief, cut};
+use crate::error::{ScoreError, brief, cut};
 
 /// The most bytes of the path to what is wrong. The caller's own names may stand in it.
 const MOST_PATH: usize = 200;
 
-/// Reads a body.
+/// Reads a body that has at most so many values.
 ///
 /// # Errors
-/// Where in it something is wrong, and what.
-pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+/// It has more, or where in it something is wrong, and what.
+pub(super) fn message<T: DeserializeOwned>(body: &[u8], most_values: usize) -> Result<T, ScoreError> {
+    if has_more_values(body, most_values) {
+        return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
+    }
+    read(body).map_err(|fault| ScoreError::invalid("body", fault))
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let Structured(value) =
         serde_path_to_error::deserialize(&mut json).map_err(|fault| match cut(fault.path(), MOST_PATH) {
@@ -79,5 +89,87 @@ impl<'de> Deserialize<'de> for Base64 {
             }
         }
         deserializer.deserialize_str(Text)
+    }
+}
+
+/// A number or a truth value. A text in its place is refused without a word of it, as one is in place of a list.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Plain<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Plain<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Value<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Value<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, true or false")
+            }
+
+            fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
+                T::deserialize(BoolDeserializer::new(value))
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<T, E> {
+                T::deserialize(U64Deserializer::new(value))
+            }
+
+            fn visit_f64<E: Error>(self, value: f64) -> Result<T, E> {
+                T::deserialize(F64Deserializer::new(value))
+            }
+
+            fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+                Err(E::custom("invalid type: a string, expected a number, true or false"))
+            }
+        }
+        deserializer.deserialize_any(Value(PhantomData)).map(Self)
+    }
+}
+
+/// Whether a text of JSON has more than so many values. Before each stands a comma or a bracket.
+fn has_more_values(text: &[u8], most: usize) -> bool {
+    let (mut rest, mut values) = (text, 0);
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        match byte {
+            b',' | b'[' | b'{' => values += 1,
+            b'"' => {
+                // To the end of the string, which no escaped quote is.
+                loop {
+                    let Some(at) = memchr2(b'"', b'\\', rest) else { return false };
+                    let escaped = rest.get(at) == Some(&b'\\');
+                    rest = rest.get(at + 1 + usize::from(escaped)..).unwrap_or_default();
+                    if !escaped {
+                        break;
+                    }
+                }
+            }
+            _ => {}
+        }
+        if values > most {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_strings() {
+        for (text, values) in [
+            ("", 0),
+            ("7", 0),
+            ("[1,2,3]", 3),
+            (r#"{"a": [[], {}], "b": null}"#, 6),
+            (r#"["[,{", "\",[", "\\", ","]"#, 4),
+            (r#"["no end,,,"#, 1),
+            (r#"["no end\"#, 1),
+        ] {
+            assert!(!has_more_values(text.as_bytes(), values), "{text}");
+            assert!(values == 0 || has_more_values(text.as_bytes(), values - 1), "{text}");
+        }
     }
 }

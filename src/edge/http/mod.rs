@@ -2,16 +2,17 @@
 //!
 //! A call passes the [`layers`](crate::edge::layers) as gRPC's do and ends in its handler: here JSON becomes
 //! the message of the contract, and what comes back becomes JSON. `unirl` and `flow_factory` hold a framework's form
-//! each, and `response` says a gRPC status as HTTP does.
+//! each, `v1` our own, `page` is what people look with, and `response` says a gRPC status as HTTP does.
 
 mod flow_factory;
 mod json;
+mod page;
 mod response;
 mod unirl;
+mod v1;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body as AxumBody;
@@ -23,16 +24,16 @@ use bytes::{Bytes, BytesMut};
 use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use memchr::memchr2;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 use tower::ServiceExt;
 use tower::util::MapResponse;
 
+use crate::config::Settings;
 use crate::edge::grpc::{Handlers, Patience, claim, of_sender};
 use crate::edge::layers::method;
 use crate::edge::proto;
@@ -62,26 +63,44 @@ struct Edge {
     /// Bytes of a body.
     most: usize,
     patience: Patience,
+    /// The most cells of an explanation's map.
+    explain_cells: usize,
 }
 
 /// The services of the HTTP port, as a layer of ours takes them.
 pub type Routes = MapResponse<Router, fn(Response<AxumBody>) -> Response<Body>>;
 
-/// The paths of trainers' clients, whose bodies have at most `most` bytes. `serving` is what health is told. Calls wait
-/// in line for `patience`: no client of these waits by itself for as long as it is told.
-pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, most: usize, patience: Duration) -> Routes {
-    let patience = Patience(patience);
+/// The paths of the HTTP port. `serving` is what health is told. Calls wait in line for a while: no trainer's client waits
+/// by itself for as long as it is told.
+pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, settings: &Settings) -> Routes {
+    let patience = Patience(settings.http_patience);
+    let most = settings.limits.max_message_bytes;
     let elsewhere = async || {
-        Refused::from(Status::not_found("there are POST /score and /compute, GET /health and /rewards"))
+        let there = "there are POST /score, /compute, /v1/score and /v1/explain, GET /health, /rewards, /v1/models \
+                     and /v1/openapi.json";
+        Refused::from(Status::not_found(there))
     };
     let router = Router::new()
         .route(method::HEALTH, get(health))
         .route(method::REWARDS, get(unirl::rewards))
         .route(method::SCORE, post(unirl::score))
         .route(method::COMPUTE, post(flow_factory::compute))
-        .fallback(elsewhere)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(Edge { handlers, serving, most, patience });
+        .route(method::V1_MODELS, get(v1::models))
+        .route(method::V1_SCORE, post(v1::score))
+        .route(method::V1_EXPLAIN, post(v1::explain))
+        .route(method::V1_OPENAPI, get(v1::openapi));
+    let router = if settings.http_page {
+        router.route(method::PAGE, get(page::page)).route("/page/{*part}", get(page::part))
+    } else {
+        router
+    };
+    let router = router.fallback(elsewhere).method_not_allowed_fallback(wrong_method).with_state(Edge {
+        handlers,
+        serving,
+        most,
+        patience,
+        explain_cells: settings.http_explain_cells,
+    });
     ServiceExt::<Request<Body>>::map_response(router, |response| response.map(Body::new))
 }
 
@@ -123,8 +142,7 @@ impl Served {
 }
 
 impl Edge {
-    /// Reads a call's body, and makes of it what `work` does, on the threads that admit items. Says too whose call it is,
-    /// and how urgent.
+    /// Reads a call's body of JSON, and makes of it what `work` does. Says too whose call it is, and how urgent.
     async fn read<T, W>(
         &self,
         request: Request<AxumBody>,
@@ -134,6 +152,17 @@ impl Edge {
         T: DeserializeOwned,
         W: Send + 'static,
     {
+        self.read_as(request, |body, most_values| json::message(&body, most_values), work).await
+    }
+
+    /// The same of a body in the form that `parse` reads, which is told how many values it may have. All of it is done on
+    /// the threads that admit items.
+    async fn read_as<T, W: Send + 'static>(
+        &self,
+        request: Request<AxumBody>,
+        parse: impl FnOnce(Bytes, usize) -> Result<T, ScoreError> + Send + 'static,
+        work: impl FnOnce(T, &Served) -> Result<W, Status> + Send + 'static,
+    ) -> Result<(W, Call), Refused> {
         let (parts, body) = request.into_parts();
         let priority = priority(&parts.headers, parts.extensions.get())?;
         let body = whole(body, self.most).await?;
@@ -141,13 +170,7 @@ impl Edge {
         let claim = Claim { priority, ..claim(&parts.extensions) };
         let (bytes, served) = (body.len(), Served::of(&engine, parts.extensions.get())?);
         let most_values = MOST_VALUES * (1 + engine.limits().max_items_per_request);
-        let work = move || {
-            if has_more_values(&body, most_values) {
-                return Err(ScoreError::invalid("body", format!("it has more than {most_values} values")));
-            }
-            let read = json::read(&body).map_err(|fault| ScoreError::invalid("body", fault));
-            read.map(|message| work(message, &served))
-        };
+        let work = move || parse(body, most_values).map(|message| work(message, &served));
         let work = engine.unpack(&claim, bytes, work).await??;
         Ok((work, Call { priority, extensions: parts.extensions }))
     }
@@ -164,26 +187,28 @@ impl Edge {
         if items.is_empty() {
             return Ok(Vec::new());
         }
+        let names = models.iter().map(|judge| judge.name.clone()).collect();
+        let message = proto::ScoreRequest { items, models: names, ..Default::default() };
+        let proto::ScoreResponse { results, receipts, .. } = self.ask(message, call).await?;
+        // What it said of the judges must be true of those who judged.
+        if receipts.iter().map(|receipt| &receipt.revision).ne(models.iter().map(|judge| &judge.revision)) {
+            return Err(ScoreError::Unavailable("a model was replaced while the call ran: try again").into());
+        }
+        let in_words = |outcome: Outcome| outcome.map_err(|error| error.message);
+        Ok(results.into_iter().map(|result| outcomes(result).into_iter().map(in_words).collect()).collect())
+    }
+
+    /// Makes a `Score` call, with receipts.
+    async fn ask(&self, message: proto::ScoreRequest, call: &Call) -> Result<proto::ScoreResponse, Refused> {
         let mut extensions = call.extensions.clone();
         extensions.insert(self.patience);
         let priority = match call.priority {
             Priority::Training => proto::Priority::Training,
             Priority::Evaluation => proto::Priority::Evaluation,
         };
-        let message = proto::ScoreRequest {
-            items,
-            priority: priority.into(),
-            models: models.iter().map(|judge| judge.name.clone()).collect(),
-            wants_receipts: true,
-            ..Default::default()
-        };
+        let message = proto::ScoreRequest { priority: priority.into(), wants_receipts: true, ..message };
         let request = tonic::Request::from_parts(MetadataMap::new(), extensions, message);
-        let proto::ScoreResponse { results, receipts, .. } = self.handlers.score(request).await?.into_inner();
-        // What it said of the judges must be true of those who judged.
-        if receipts.iter().map(|receipt| &receipt.revision).ne(models.iter().map(|judge| &judge.revision)) {
-            return Err(ScoreError::Unavailable("a model was replaced while the call ran: try again").into());
-        }
-        Ok(results.into_iter().map(outcomes).collect())
+        Ok(self.handlers.score(request).await?.into_inner())
     }
 }
 
@@ -222,21 +247,27 @@ fn priority(headers: &HeaderMap, path: Option<&Priority>) -> Result<Priority, Sc
     }
 }
 
+/// What a model made of an item.
+type Outcome = Result<proto::Score, tonic_types::Status>;
+
 /// An item's scores, one for each model, or why it has none.
-fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
+fn outcomes(result: proto::ScoreResult) -> Vec<Outcome> {
     use proto::model_outcome::Outcome as Of;
     use proto::score_result::Outcome;
-    let none = || Err("this item has no result".into());
+    let none = || {
+        let message = "this item has no result".to_owned();
+        Err(tonic_types::Status { code: Code::Internal.into(), message, details: Vec::new() })
+    };
     if result.outcomes.is_empty() {
         return vec![match result.outcome {
             Some(Outcome::Score(score)) => Ok(score),
-            Some(Outcome::Error(error)) => Err(error.message),
+            Some(Outcome::Error(error)) => Err(error),
             None => none(),
         }];
     }
     let outcome = |outcome: proto::ModelOutcome| match outcome.outcome {
         Some(Of::Score(score)) => Ok(score),
-        Some(Of::Error(error)) => Err(error.message),
+        Some(Of::Error(error)) => Err(error),
         None => none(),
     };
     result.outcomes.into_iter().map(outcome).collect()
@@ -246,33 +277,6 @@ fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
 fn item(prompt: String, file: Bytes) -> proto::ScoreItem {
     let source = Some(proto::image::Source::Encoded(file));
     proto::ScoreItem { prompt: Some(prompt), image: Some(proto::Image { source }), ..Default::default() }
-}
-
-/// Whether a text of JSON has more than so many values. Before each stands a comma or a bracket.
-fn has_more_values(text: &[u8], most: usize) -> bool {
-    let (mut rest, mut values) = (text, 0);
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = behind;
-        match byte {
-            b',' | b'[' | b'{' => values += 1,
-            b'"' => {
-                // To the end of the string, which no escaped quote is.
-                loop {
-                    let Some(at) = memchr2(b'"', b'\\', rest) else { return false };
-                    let escaped = rest.get(at) == Some(&b'\\');
-                    rest = rest.get(at + 1 + usize::from(escaped)..).unwrap_or_default();
-                    if !escaped {
-                        break;
-                    }
-                }
-            }
-            _ => {}
-        }
-        if values > most {
-            return true;
-        }
-    }
-    false
 }
 
 /// The whole of a body that has at most `most` bytes. One that announces more is not read at all.
@@ -291,25 +295,4 @@ async fn whole(body: AxumBody, most: usize) -> Result<Bytes, Refused> {
         }
     }
     Ok(bytes.freeze())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_counted_outside_strings() {
-        for (text, values) in [
-            ("", 0),
-            ("7", 0),
-            ("[1,2,3]", 3),
-            (r#"{"a": [[], {}], "b": null}"#, 6),
-            (r#"["[,{", "\",[", "\\", ","]"#, 4),
-            (r#"["no end,,,"#, 1),
-            (r#"["no end\"#, 1),
-        ] {
-            assert!(!has_more_values(text.as_bytes(), values), "{text}");
-            assert!(values == 0 || has_more_values(text.as_bytes(), values - 1), "{text}");
-        }
-    }
 }

@@ -28,6 +28,13 @@ const MOST_REASON: usize = 200;
 /// Why a handler has no answer.
 pub(super) struct Refused(Status);
 
+impl Refused {
+    /// What it says.
+    pub fn status(&self) -> &Status {
+        &self.0
+    }
+}
+
 impl From<Status> for Refused {
     fn from(status: Status) -> Self {
         Self(status)

@@ -72,6 +72,15 @@ impl Arrivals {
         self.lock().push_back(Arrival { hold, content });
     }
 
+    /// Room beside the call's next message: for an answer that is as large as one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(in crate::edge) fn beside(&self, bytes: usize) -> Result<Option<Hold>, ScoreError> {
+        let arrivals = self.lock();
+        arrivals.front().map(|Arrival { hold, .. }| hold.another(bytes)).transpose()
+    }
+
     /// The call's next message, in the place of what tonic gave for it. It counts for as long as one of its pictures is
     /// there.
     ///

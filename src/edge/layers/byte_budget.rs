@@ -92,7 +92,7 @@ impl ByteBudget {
 
 /// The room of one message. Dropping it gives the room back.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(in crate::edge) struct Hold {
     pub(super) budget: Arc<ByteBudget>,
     caller: Caller,
     bytes: AtomicUsize,
@@ -115,6 +115,11 @@ impl Hold {
                 Err(_) => freed.await,
             }
         }
+    }
+
+    /// More room of the same caller, which is given back by itself.
+    pub(super) fn another(&self, bytes: usize) -> Result<Self, ScoreError> {
+        Self::new(&self.budget, &self.caller, bytes)
     }
 
     fn bytes(&self) -> usize {

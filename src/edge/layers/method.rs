@@ -10,6 +10,19 @@ pub const SCORE: &str = "/score";
 /// Flow-Factory's scoring.
 pub const COMPUTE: &str = "/compute";
 
+/// The page to look with, and all that it is made of.
+pub const PAGE: &str = "/";
+/// Stands before what the page is made of.
+const PARTS_OF_PAGE: &str = "/page/";
+/// Our own form: what is served.
+pub const V1_MODELS: &str = "/v1/models";
+/// Our own form: scores, and what the models see.
+pub const V1_SCORE: &str = "/v1/score";
+/// Our own form: why a score is what it is.
+pub const V1_EXPLAIN: &str = "/v1/explain";
+/// What our own form is.
+pub const V1_OPENAPI: &str = "/v1/openapi.json";
+
 /// One of them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Method {
@@ -27,7 +40,7 @@ pub struct Method {
     pub http: bool,
 }
 
-static METHODS: [Method; 19] = [
+static METHODS: [Method; 24] = [
     grpc("Score", "/spatialscore.v1.SpatialScoreService/Score").scoring(),
     grpc("ScoreStream", "/spatialscore.v1.SpatialScoreService/ScoreStream").scoring().streaming(),
     grpc("GetModel", "/spatialscore.v1.SpatialScoreService/GetModel").scoring(),
@@ -48,6 +61,11 @@ static METHODS: [Method; 19] = [
     http(REWARDS),
     http(SCORE).scoring(),
     http(COMPUTE).scoring(),
+    http(V1_MODELS),
+    http(V1_SCORE).scoring(),
+    http(V1_EXPLAIN).scoring(),
+    http(V1_OPENAPI).without_token(),
+    http(PAGE).without_token(),
 ];
 
 /// What a caller makes up is no label, and no way round a token.
@@ -56,6 +74,7 @@ static UNKNOWN: Method = grpc("unknown", "");
 impl Method {
     /// That of a path.
     pub fn of(path: &str) -> &'static Self {
+        let path = if path.starts_with(PARTS_OF_PAGE) { PAGE } else { path };
         METHODS.iter().find(|method| method.path == path).unwrap_or(&UNKNOWN)
     }
 
@@ -115,7 +134,9 @@ mod tests {
 
     #[test]
     fn what_a_caller_makes_up_is_unknown_and_needs_a_token() {
-        for path in ["", "/", "/x/score", "/x/Score", "/score/", "/grpc.health.v1.Health/Checks"] {
+        for path in
+            ["", "//", "/page", "/v1/", "/x/score", "/x/Score", "/score/", "/grpc.health.v1.Health/Checks"]
+        {
             assert_eq!(Method::of(path), &UNKNOWN, "{path:?}");
         }
     }
