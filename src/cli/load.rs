@@ -469,7 +469,9 @@ mod tests {
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 64 * 64);
         let work = Work {
             pictures: vec![picture.into()],
+            references: 0,
             group: 5,
+            models: Vec::new(),
             priority: proto::Priority::Training,
             timeout: Duration::ZERO,
         };
