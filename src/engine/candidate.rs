@@ -31,14 +31,13 @@ pub(super) struct Reference {
 }
 
 impl<S: Scorer + Send + 'static> Candidate<S> {
-    /// `tolerance` is how far its self-test may be from the first one.
-    pub fn new(loaded: Loaded<S>, tolerance: f32) -> Result<Self, LoadError> {
+    pub fn new(loaded: Loaded<S>) -> Result<Self, LoadError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let test = SelfTest::new(&loaded.processor).map_err(|error| LoadError::Limits(error.to_string()))?;
         let (name, id) = (loaded.info.name.as_str(), NEXT.fetch_add(1, Ordering::Relaxed));
         let labels = if loaded.terms.named { ModelLabels::named(name) } else { ModelLabels::default() };
         let tag = Arc::new(Tag { id, name: name.into(), labels });
-        let reference = Reference { test, proofs: Arc::new(Proofs::new(tolerance)) };
+        let reference = Reference { test, proofs: Arc::default() };
         Ok(Self { loaded, tag, remark: Arc::default(), reference })
     }
 
@@ -55,7 +54,8 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
                     tracing::error!(model = &*tag.name, found, "the self-test at load");
                     remark.get_or_init(|| found);
                 }
-                proofs.hold(&place, scores)?;
+                // What is made anew is what it was, to the last bit.
+                proofs.hold(&place, scores, 0.0)?;
                 Ok(scorer)
             });
             (device.clone(), make)

@@ -243,7 +243,7 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
         // What is kept for later use is free to the one that comes.
         lock(&self.rosters).keys().for_each(|device| device::release(device));
         let loaded = (loader.load)(&self.settings, wanted, &there)?;
-        let mut candidate = Candidate::new(loaded, self.settings.self_test.tolerance)?;
+        let mut candidate = Candidate::new(loaded)?;
         let (id, makers, reference) = (candidate.tag.id, candidate.makers(), candidate.reference());
         self.install(id, &makers)?;
         lock(&self.kept).insert(id, Kept { settings: Some(wanted.clone()), makers, reference });
@@ -396,8 +396,7 @@ pub(super) fn place<S: Scorer + Send + 'static>(
 ) -> Result<Placed<S>, LoadError> {
     super::models::distinct(loaded.iter().map(|loaded| loaded.info.name.as_str()))?;
     let first_flops = loaded.first().and_then(|loaded| loaded.terms.token_flops);
-    let candidate = |loaded| Candidate::new(loaded, settings.self_test.tolerance);
-    let mut candidates = loaded.into_iter().map(candidate).collect::<Result<Vec<_>, _>>()?;
+    let mut candidates = loaded.into_iter().map(Candidate::new).collect::<Result<Vec<_>, _>>()?;
     let mut kept = BTreeMap::new();
     let mut of_device: BTreeMap<String, Makers<S>> = BTreeMap::new();
     for (index, candidate) in candidates.iter_mut().enumerate() {

@@ -79,25 +79,17 @@ impl SelfTest {
 }
 
 /// What a model's self-test scored on each of its devices, when it first ran there.
-#[derive(Debug)]
-pub(super) struct Proofs {
-    /// How far a number may be from the first one; 0: not a bit.
-    tolerance: f32,
-    first: Mutex<BTreeMap<String, Vec<Score>>>,
-}
+#[derive(Debug, Default)]
+pub(super) struct Proofs(Mutex<BTreeMap<String, Vec<Score>>>);
 
 impl Proofs {
-    /// None yet.
-    pub fn new(tolerance: f32) -> Self {
-        Self { tolerance, first: Mutex::default() }
-    }
-
-    /// Holds scores against the first ones of a device: they are the same, or the model is not what it was.
-    pub fn hold(&self, device: &str, scores: Vec<Score>) -> Result<(), LoadError> {
-        let mut proofs = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Holds scores against the first ones of a device: no number is further off than `tolerance`, 0 being not a bit, or the
+    /// model is not what it was.
+    pub fn hold(&self, device: &str, scores: Vec<Score>, tolerance: f32) -> Result<(), LoadError> {
+        let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = proofs.entry(device.to_owned()).or_insert_with(|| scores.clone());
         let mut pairs = first.iter().zip(&scores);
-        let changed = pairs.find(|(first, now)| !self.are_same(first, now));
+        let changed = pairs.find(|(first, now)| !are_same(first, now, tolerance));
         match changed {
             None if first.len() == scores.len() => Ok(()),
             None => Err(LoadError::Changed(format!(
@@ -110,22 +102,22 @@ impl Proofs {
             ))),
         }
     }
+}
 
-    /// Whether two scores are one, in all their numbers. What is no number is none of them.
-    fn are_same(&self, first: &Score, now: &Score) -> bool {
-        let number = |first: f32, now: f32| (first - now).abs() <= self.tolerance;
-        let part = |(mean, stddev): (f32, Option<f32>), (now, now_stddev): (f32, Option<f32>)| {
-            let stddev = match (stddev, now_stddev) {
-                (Some(first), Some(now)) => number(first, now),
-                (first, now) => first.is_none() && now.is_none(),
-            };
-            number(mean, now) && stddev
+/// Whether two scores are one, in all their numbers. What is no number is none of them.
+fn are_same(first: &Score, now: &Score, tolerance: f32) -> bool {
+    let number = |first: f32, now: f32| (first - now).abs() <= tolerance;
+    let part = |(mean, stddev): (f32, Option<f32>), (now, now_stddev): (f32, Option<f32>)| {
+        let stddev = match (stddev, now_stddev) {
+            (Some(first), Some(now)) => number(first, now),
+            (first, now) => first.is_none() && now.is_none(),
         };
-        let mut parts = first.components.iter().zip(&now.components);
-        part((first.mean, first.stddev), (now.mean, now.stddev))
-            && first.components.len() == now.components.len()
-            && parts.all(|(first, now)| part((first.mean, first.stddev), (now.mean, now.stddev)))
-    }
+        number(mean, now) && stddev
+    };
+    let mut parts = first.components.iter().zip(&now.components);
+    part((first.mean, first.stddev), (now.mean, now.stddev))
+        && first.components.len() == now.components.len()
+        && parts.all(|(first, now)| part((first.mean, first.stddev), (now.mean, now.stddev)))
 }
 
 /// Two squares in two colours: a half each, and in a chequered pattern.

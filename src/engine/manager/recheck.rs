@@ -56,6 +56,7 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
         let Some(reference) = lock(&self.kept).get(&id).map(|kept| kept.reference.clone()) else {
             return Vec::new();
         };
+        let tolerance = self.settings.self_test.tolerance;
         let ask = |device: &String| {
             let roster = rosters.get(device)?;
             let (tell, found) = mpsc::channel();
@@ -64,7 +65,7 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
                 let tested = test.score(scorer);
                 // Nobody hears it who has stopped waiting.
                 let _ = tell.send(match &tested {
-                    Ok(tested) => Ok(proofs.hold(&place, tested.scores.clone())),
+                    Ok(tested) => Ok(proofs.hold(&place, tested.scores.clone(), tolerance)),
                     Err(error) => Err(error.to_string()),
                 });
                 tested.map(drop)
