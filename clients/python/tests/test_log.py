@@ -29,6 +29,13 @@ def test_nothing_is_said_where_all_is_well(connect: Any, fake: Fake, said: Any) 
     assert said() == []
 
 
+def test_a_stream_that_ends_while_its_last_score_is_looked_at_ends_well(fake: Fake, said: Any) -> None:
+    with sc.SpatialScoreClient(fake.address, timeout=10) as client:
+        for _ in client.score_stream([("prompt", each) for each in numbered(3)]):
+            time.sleep(0.3)
+    assert said() == []
+
+
 def test_a_wait_is_said_once_with_target_reason_and_time(connect: Any, fake: Fake, said: Any) -> None:
     client = connect(fake.address)
     client.model()

@@ -485,7 +485,8 @@ class _Pump:
             while self._feed(outbox) or self._pending:
                 for response in self._answers(inbox, endpoint):
                     if isinstance(response, Failure):
-                        return response
+                        # How the stream ends behind its last answer is nobody's fault.
+                        return None if self._exhausted and not self._pending else response
                     outcome = self._pending.accept(response, endpoint.address)
                     if isinstance(outcome, Failure):
                         return outcome
