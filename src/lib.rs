@@ -17,8 +17,10 @@
 //!
 //! [`audit`] is the log of what judged which item: the engine hands in its lines, and `spatialscore replay` reads them.
 //!
-//! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`], [`statistics`] and [`telemetry`] may be used by all; [`cli`]
-//! is what the binary does with them.
+//! [`explain`] is what an explanation changes in a picture or a prompt: the edge and the command line score what it makes.
+//!
+//! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`], [`statistics`] and
+//! [`telemetry`] may be used by all; [`cli`] is what the binary does with them.
 #![warn(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

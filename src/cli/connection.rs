@@ -1,9 +1,11 @@
 //! How the commands that talk to servers reach them: addresses, TLS, a token.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -13,6 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::edge::auth::{self, Secret};
+use crate::edge::grpc::code_name;
 use crate::edge::proto;
 use crate::edge::proto::admin_service_client::AdminServiceClient;
 use crate::edge::proto::spatial_score_service_client::SpatialScoreServiceClient;
@@ -67,7 +70,7 @@ impl From<Urgency> for proto::Priority {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unanswered {
-    #[error("{}: {}", crate::edge::grpc::code_name(.0.code()), .0.message())]
+    #[error("{}: {}", code_name(.0.code()), .0.message())]
     Status(Box<Status>),
     #[error("no answer within {0} s")]
     Timeout(u64),
@@ -81,6 +84,41 @@ impl From<Status> for Unanswered {
 
 /// A client that shows its token.
 pub(super) type Client = SpatialScoreServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// What a command runs on that talks to servers.
+pub(super) fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// What a server says of its models of these names.
+pub(super) async fn described(
+    client: &mut Client,
+    names: &[String],
+) -> Result<Vec<proto::GetModelResponse>, Unanswered> {
+    let mut models = Vec::new();
+    for name in names {
+        models.push(client.get_model(proto::GetModelRequest { name: name.clone() }).await?.into_inner());
+    }
+    Ok(models)
+}
+
+/// What became of an item: of each model, where several were asked.
+pub(super) fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
+    use proto::model_outcome::Outcome as Of;
+    use proto::score_result::Outcome;
+    let said = |code: i32, message: String| Err(format!("{}: {message}", code_name(code.into())));
+    let of = |outcome: proto::ModelOutcome| {
+        Some(match outcome.outcome? {
+            Of::Score(score) => Ok(score),
+            Of::Error(error) => said(error.code, error.message),
+        })
+    };
+    match result.outcome {
+        Some(Outcome::Score(score)) => vec![Ok(score)],
+        Some(Outcome::Error(error)) => vec![said(error.code, error.message)],
+        None => result.outcomes.into_iter().filter_map(of).collect(),
+    }
+}
 
 /// The servers of a command line.
 pub(super) struct Servers {

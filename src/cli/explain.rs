@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::cli::connection::{Connection, Servers, Unanswered};
+use crate::cli::connection::{Connection, Servers, Unanswered, runtime};
 use crate::cli::{USAGE, fail};
 use crate::edge::proto;
 use crate::explain::{Plan, Probe, heat_map};
@@ -98,7 +98,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(servers) => servers,
         Err(error) => return fail(USAGE, &error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };

@@ -17,8 +17,9 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::bench::{PROMPT, noise};
-use super::connection::{Client, Connection, RETRY_EVERY, Servers, Unanswered, Urgency};
-use super::score::outcomes;
+use super::connection::{
+    Client, Connection, RETRY_EVERY, Servers, Unanswered, Urgency, described, outcomes, runtime,
+};
 use super::{USAGE, fail};
 use crate::edge::proto;
 
@@ -102,7 +103,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(prepared) => prepared,
         Err(error) => return fail(USAGE, &error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
@@ -146,8 +147,11 @@ async fn steps(
 ) -> Result<usize, Box<dyn std::error::Error>> {
     let (mut client, default) = servers.first(arguments.timeout).await?;
     let most = default.limits.map_or(u32::MAX, |limits| limits.max_items_per_request);
-    let models =
-        if arguments.model.is_empty() { vec![default] } else { named(&mut client, arguments).await? };
+    let models = if arguments.model.is_empty() {
+        vec![default]
+    } else {
+        described(&mut client, &arguments.model).await?
+    };
     let (group, each) = (u32::from(arguments.group), models.len() as u32);
     if group * each > most {
         let by = if each > 1 { format!(" by {each} models") } else { String::new() };
@@ -195,19 +199,6 @@ async fn steps(
         writeln!(out, "{}", verdict(&rows))?;
     }
     Ok(rows.iter().map(|row| row.failed).sum())
-}
-
-/// What the server says of the models that are asked by name.
-async fn named(
-    client: &mut Client,
-    arguments: &Arguments,
-) -> Result<Vec<proto::GetModelResponse>, Box<dyn std::error::Error>> {
-    let mut models = Vec::new();
-    for name in &arguments.model {
-        let answer = client.get_model(proto::GetModelRequest { name: name.clone() }).await;
-        models.push(answer.map_err(Unanswered::from)?.into_inner());
-    }
-    Ok(models)
 }
 
 /// What every call sends.

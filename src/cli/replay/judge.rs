@@ -9,11 +9,10 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{Failure, Target};
-use crate::cli::connection::{Client, Connection, Unanswered};
+use crate::cli::connection::{Client, Connection, Unanswered, outcomes};
 use crate::config::{Settings, Sources};
-use crate::edge::grpc::{Handlers, Stage, code_name};
+use crate::edge::grpc::{Handlers, Stage};
 use crate::edge::proto;
-use crate::edge::proto::score_result::Outcome;
 use crate::edge::proto::spatial_score_service_server::SpatialScoreService;
 use crate::engine::{self, Engine, Lifeline};
 
@@ -126,12 +125,9 @@ impl Judge {
         let receipt =
             receipt.ok_or_else(|| Failure::Scorer("the server answered by another model".into()))?;
         let receipt = format!("{}, {}, {}", receipt.revision, receipt.dtype, receipt.server_version);
-        let outcome = |result: proto::ScoreResult| match result.outcome {
-            Some(Outcome::Score(score)) => Ok(score),
-            Some(Outcome::Error(error)) => {
-                Err(format!("{}: {}", code_name(error.code.into()), error.message))
-            }
-            None => Err("the server answered neither a score nor an error".into()),
+        let outcome = |result| {
+            let none = || Err("the server answered neither a score nor an error".into());
+            outcomes(result).pop().unwrap_or_else(none)
         };
         Ok((receipt, answer.results.into_iter().map(outcome).collect()))
     }

@@ -12,6 +12,7 @@ use clap::Args;
 use futures::{StreamExt, stream};
 use serde_json::json;
 
+use super::connection::runtime;
 use super::serve::name_and_value;
 use super::{USAGE, fail};
 use crate::audit::{self, Entry, Fault, Image, Read};
@@ -156,7 +157,7 @@ struct Counts {
 
 /// Runs the command.
 pub fn run(arguments: Arguments) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };

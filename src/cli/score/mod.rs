@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::audit::Part;
-use crate::cli::connection::{Connection, Servers, Unanswered, Urgency};
+use crate::cli::connection::{Connection, Servers, Unanswered, Urgency, described, outcomes, runtime};
 use crate::cli::{USAGE, fail};
 use crate::edge::proto;
 use manifest::{Entry, Rows};
@@ -139,7 +139,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(servers) => servers,
         Err(error) => return fail(USAGE, &error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &error),
     };
@@ -162,10 +162,7 @@ async fn score(
 ) -> Result<u64, Failure> {
     let (mut client, model) = servers.first(arguments.timeout).await?;
     let most = model.limits.map_or(usize::MAX, |limits| limits.max_message_bytes as usize);
-    let mut models = Vec::new();
-    for name in &arguments.model {
-        models.push(client.get_model(proto::GetModelRequest { name: name.clone() }).await?.into_inner());
-    }
+    let models = described(&mut client, &arguments.model).await?;
     let shown = if models.is_empty() { std::slice::from_ref(&model) } else { models.as_slice() };
     let mut report = Report::begin(arguments.format, io::stdout(), shown)?;
     let bar = progress_bar(count);
@@ -349,25 +346,6 @@ impl Ordered {
         }
         self.first += 1;
         self.waiting.pop_front().map(|(rows, _)| rows)
-    }
-}
-
-/// What became of an item: of each model, where several were asked.
-pub(super) fn outcomes(result: proto::ScoreResult) -> Vec<Result<proto::Score, String>> {
-    use proto::model_outcome::Outcome as Of;
-    use proto::score_result::Outcome;
-    let said =
-        |code: i32, message: String| Err(format!("{}: {message}", crate::edge::grpc::code_name(code.into())));
-    let of = |outcome: proto::ModelOutcome| {
-        Some(match outcome.outcome? {
-            Of::Score(score) => Ok(score),
-            Of::Error(error) => said(error.code, error.message),
-        })
-    };
-    match result.outcome {
-        Some(Outcome::Score(score)) => vec![Ok(score)],
-        Some(Outcome::Error(error)) => vec![said(error.code, error.message)],
-        None => result.outcomes.into_iter().filter_map(of).collect(),
     }
 }
 
