@@ -96,6 +96,24 @@ async fn strangers_connections_give_way_to_a_probe_and_to_who_shows_a_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn callers_of_one_address_that_come_at_once_are_all_answered() {
+    let server = TestServer::start(&[("server.max_stranger_connections", "8")]).await;
+    // All are there before the first has said a word.
+    let mut callers = Vec::new();
+    for _ in 0..100 {
+        callers.push(connect("127.0.0.2", server.http).await);
+    }
+    for caller in &mut callers {
+        caller.write_all(b"GET /v1/models HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    }
+    for mut caller in callers {
+        let mut answer = Vec::new();
+        soon(caller.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_costs_nothing_before_it_has_begun() {
     let server = TestServer::start(&[]).await;
     let mut slow = connect("127.0.0.2", server.address).await;

@@ -1,19 +1,24 @@
 //! The places that connections have: how many there are, whose they are, and who gives way.
 //!
 //! A connection begins as a stranger's. It is known once a call on it was let in: one that showed a token, or a client's
-//! certificate, or, where nobody is asked, any call but for health. Strangers have few places for each address. Where none is
-//! left, a new one takes that of the oldest of whoever has most, so that a probe, or who is about to show a token, always
-//! gets in.
+//! certificate, or, where nobody is asked, any call but for health. Strangers have few places for each address once they
+//! have had time to become known: a hundred callers that come at once are no flood. Where none is left, a new one takes that
+//! of the oldest of whoever has most, so that a probe, or who is about to show a token, always gets in.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use metrics::counter;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::layers::peer::Peer;
 use crate::telemetry::{CONNECTIONS_DISPLACED, CONNECTIONS_REFUSED};
+
+/// How long a stranger has to become known before it may have to give way to another of its address, where that has places.
+const NEWCOMER: Duration = Duration::from_secs(5);
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +27,7 @@ pub struct Places {
     pub all: usize,
     /// Those of one address.
     pub of_address: usize,
-    /// Strangers' of one address.
+    /// Strangers' of one address, beside newcomers.
     pub of_stranger: usize,
 }
 
@@ -40,6 +45,7 @@ pub struct Slot {
     pub(super) peer: Peer,
     /// Cancelled when it gives way.
     pub(super) displaced: CancellationToken,
+    since: Instant,
 }
 
 /// A place that is taken. Dropping it gives it back.
@@ -57,6 +63,14 @@ impl Taken {
 }
 
 impl Slot {
+    fn is_stranger(&self) -> bool {
+        !self.peer.is_known()
+    }
+
+    fn is_newcomer(&self) -> bool {
+        self.since.elapsed() < NEWCOMER
+    }
+
     /// Waits until it gives way as a stranger's, at once: what is known is let end in order.
     pub(super) async fn stranger_displaced(&self) {
         self.displaced.cancelled().await;
@@ -84,19 +98,18 @@ impl Slots {
             taken.remove(place).displaced.cancel();
             counter!(CONNECTIONS_DISPLACED).increment(1);
         }
-        let slot = Arc::new(Slot { peer, displaced: CancellationToken::new() });
+        let slot = Arc::new(Slot { peer, displaced: CancellationToken::new(), since: Instant::now() });
         taken.push(Arc::clone(&slot));
         Some(Taken { slots: Arc::clone(self), slot })
     }
 
     fn full_for(&self, peer: &Peer, taken: &[Arc<Slot>]) -> Option<Full> {
         let Places { all, of_address, of_stranger } = self.places;
-        let (mut own, mut strangers) = (0, 0);
-        for slot in taken.iter().filter(|slot| slot.peer.address() == peer.address()) {
-            own += 1;
-            strangers += usize::from(!slot.peer.is_known());
-        }
-        if own >= of_address || strangers >= of_stranger {
+        let own = taken.iter().filter(|slot| slot.peer.address() == peer.address());
+        let mut strangers = own.clone().filter(|slot| slot.is_stranger()).peekable();
+        // The oldest is the first.
+        let may_give_way = strangers.peek().is_some_and(|oldest| !oldest.is_newcomer());
+        if own.count() >= of_address || may_give_way && strangers.count() >= of_stranger {
             Some(Full::ForAddress)
         } else {
             (taken.len() >= all).then_some(Full::ForAll)
@@ -129,11 +142,10 @@ enum Full {
 /// does, of an address that has more of those than the new one's has connections.
 fn displaced(full: Full, peer: &Peer, taken: &[Arc<Slot>]) -> Option<usize> {
     let own = |slot: &Slot| slot.peer.address() == peer.address();
-    let stranger = |slot: &Slot| !slot.peer.is_known();
     let silent = |slot: &Slot| slot.peer.calls().is_closed();
     match full {
-        Full::ForAddress => taken.iter().position(|slot| own(slot) && stranger(slot)),
-        Full::ForAll => oldest_of_most(taken, 0, stranger).or_else(|| {
+        Full::ForAddress => taken.iter().position(|slot| own(slot) && slot.is_stranger()),
+        Full::ForAll => oldest_of_most(taken, 0, Slot::is_stranger).or_else(|| {
             let own = taken.iter().filter(|slot| own(slot)).count();
             oldest_of_most(taken, own, silent)
         }),
@@ -151,6 +163,8 @@ fn oldest_of_most(taken: &[Arc<Slot>], least: usize, may: impl Fn(&Slot) -> bool
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
     fn slots(all: usize, of_address: usize, of_stranger: usize) -> Arc<Slots> {
@@ -171,17 +185,36 @@ mod tests {
         slots.lock().iter().filter(|slot| slot.peer.address() == address(last)).count()
     }
 
-    #[test]
-    fn strangers_have_few_places_and_the_new_one_takes_the_oldest() {
+    #[tokio::test(start_paused = true)]
+    async fn strangers_have_few_places_and_the_new_one_takes_the_oldest() {
         let slots = slots(100, 50, 4);
         let mut mine = take(&slots, 1, 4);
         mine[0].slot.peer.know();
+        advance(NEWCOMER).await;
         mine.extend(take(&slots, 1, 3));
         let ours = slots.lock().iter().map(Arc::as_ptr).collect::<Vec<_>>();
         let kept: Vec<_> = [0, 3, 4, 5, 6].map(|n| Arc::as_ptr(&mine[n].slot)).to_vec();
         assert_eq!(ours, kept, "the known one, and the four youngest");
         drop(mine);
         assert!(slots.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_at_once_with_many_has_time_to_become_known() {
+        let slots = slots(100, 50, 4);
+        let crowd = take(&slots, 1, 50);
+        assert_eq!(left(&slots, 1), 50, "as many as an address may have");
+        drop(take(&slots, 1, 1));
+        assert_eq!(left(&slots, 1), 49, "one more takes the place of the oldest at once");
+        crowd[..45].iter().for_each(|taken| taken.slot.peer.know());
+        advance(NEWCOMER).await;
+        drop(take(&slots, 1, 1));
+        assert_eq!(left(&slots, 1), 48, "five strangers are one too many");
+        drop(take(&slots, 1, 1));
+        assert_eq!(left(&slots, 1), 47);
+        drop(take(&slots, 1, 1));
+        assert_eq!(left(&slots, 1), 47, "three leave room for one");
+        drop(crowd);
     }
 
     #[test]
