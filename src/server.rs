@@ -37,6 +37,7 @@ use crate::engine::{
     self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models, Onlookers, Shadow, Tap,
 };
 use crate::model::Scorer;
+use crate::scheduler::worker::BACKOFF;
 use crate::telemetry;
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
@@ -244,6 +245,7 @@ where
     let stop = tokio::select! {
         lost = follow_workers(up, &serving, manager.models(), server.recovery_timeout) => Err(lost),
         never = test_again(Arc::clone(&manager), tests) => match never {},
+        never = restore(Arc::clone(&manager), lifeline.workers_up()) => match never {},
         at_once = &mut shutdown => Ok(at_once),
     };
 
@@ -337,6 +339,22 @@ async fn test_again(manager: Arc<impl ModelControl + 'static>, interval: Option<
         if tokio::task::spawn_blocking(move || manager.test_again()).await.is_err() {
             tracing::error!("the self-test panicked");
         }
+    }
+}
+
+/// Brings back what a worker that was lost could not make anew, for as long as it takes.
+async fn restore(manager: Arc<impl ModelControl + 'static>, mut up: watch::Receiver<usize>) -> Infallible {
+    let mut wait = Duration::MAX;
+    loop {
+        // Its sender is the manager's.
+        let _ = timeout(wait, up.changed()).await;
+        let manager = Arc::clone(&manager);
+        let missing = tokio::task::spawn_blocking(move || manager.restore()).await.unwrap_or(true);
+        wait = match missing {
+            false => Duration::MAX,
+            true if wait == Duration::MAX => BACKOFF[0],
+            true => (wait * 2).min(BACKOFF[1]),
+        };
     }
 }
 

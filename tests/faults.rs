@@ -206,6 +206,47 @@ async fn a_model_whose_numbers_drift_is_taken_out_of_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_be_made_anew_keeps_no_other_from_serving() {
+    let server = TestServer::of_models(&["sound", "broken"], &[]).await;
+    let mut client = server.client().await;
+    let ask = |model: &str, shade| proto::ScoreRequest { models: vec![model.into()], ..request([shade]) };
+    soon(client.score(ask("broken", 3))).await.unwrap();
+
+    // The worker of both is lost.
+    server.devices[1].refuse(true);
+    let guilty = soon(client.score(ask("sound", LOST))).await.unwrap().into_inner();
+    assert_eq!(outcomes(&guilty)[0].as_ref().unwrap_err().0, Code::Internal);
+    assert_eq!(outcomes(&soon(client.score(ask("sound", 4))).await.unwrap().into_inner()), [Ok(4.0)]);
+    let refused = async |mut client: SpatialScoreServiceClient<Channel>| {
+        soon(async {
+            loop {
+                if let Err(status) = client.score(ask("broken", 5)).await {
+                    return status;
+                }
+            }
+        })
+        .await
+    };
+    let status = refused(client.clone()).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(
+        status.message().contains("\"broken\" is out of service: it could not be made anew on fake:0")
+            || status.message().contains("\"broken\" is being woken"),
+        "{status}"
+    );
+    // What comes of it once it can be made again, and then is not what it was.
+    server.devices[1].refuse(false);
+    soon(async { while client.score(ask("broken", 6)).await.is_err() {} }).await;
+    server.devices[1].drift(0.5);
+    soon(client.score(ask("sound", LOST))).await.unwrap();
+    let made = server.devices[1].made();
+    until(|| server.devices[1].made() > made).await;
+    let status = refused(client.clone()).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert_eq!(outcomes(&soon(client.score(ask("sound", 7))).await.unwrap().into_inner()), [Ok(7.0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_model_scored_before_it_failed_is_forgotten_and_it_wakes_only_as_it_was() {
     let ((engine, _lifeline, manager), devices) = engine(&["other", "wrong"], &[], Onlookers::default());
     let named = ["wrong".to_owned()];

@@ -1,5 +1,6 @@
 //! A model on its way: what a loader gave, until it is on its devices.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -48,7 +49,8 @@ impl<S: Scorer + Send + 'static> Candidate<S> {
             let (remark, tag) = (Arc::clone(&self.remark), Arc::clone(&self.tag));
             let (Reference { test, proofs }, place) = (self.reference.clone(), device.clone());
             let make: Make<S, LoadError> = Arc::new(move || {
-                let mut scorer = make()?;
+                let made = catch_unwind(AssertUnwindSafe(&*make));
+                let mut scorer = made.unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))?;
                 let SelfTested { remark: found, scores } = test.run(&mut scorer)?;
                 if let Some(found) = found {
                     tracing::error!(model = &*tag.name, found, "the self-test at load");

@@ -2,9 +2,9 @@
 //! the server serves.
 
 mod recheck;
+mod restore;
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -90,6 +90,9 @@ pub trait ModelControl: Send + Sync {
     /// Each model that serves scores the items of its self-test again on each of its devices, between two batches. One that
     /// is not what it was is taken out of service. Returns once all have.
     fn test_again(&self);
+    /// Takes models out of service that a worker could not make anew when it was lost, and tries to wake them. Returns
+    /// whether there are some to be tried again.
+    fn restore(&self) -> bool;
     /// The models.
     fn models(&self) -> &Models;
 }
@@ -126,6 +129,8 @@ pub struct ModelManager<S> {
     up: watch::Sender<usize>,
     workers: Workers,
     rosters: Mutex<BTreeMap<String, Arc<worker::Models<S, LoadError>>>>,
+    /// Those that a worker could not make anew.
+    missing: Mutex<BTreeSet<u64>>,
     /// How each model is made, by its id.
     kept: Mutex<BTreeMap<u64, Kept<S>>>,
     /// What a token of the first model costs, which is the unit of all.
@@ -188,8 +193,7 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
     fn install(&self, id: u64, makers: &[(String, Make<S, LoadError>)]) -> Result<(), LoadError> {
         let install = || {
             for (device, make) in makers {
-                let made = catch_unwind(AssertUnwindSafe(|| make()));
-                let made = made.unwrap_or_else(|_| Err(LoadError::Probe("it panicked".into())))?;
+                let made = make()?;
                 let roster = self.roster(device)?;
                 roster.give(id, made, Arc::clone(make));
                 let limit = self.settings.server.recovery_timeout;
@@ -331,7 +335,7 @@ impl<S: Scorer + Send + 'static> ModelControl for ModelManager<S> {
             Err(error @ (ModelControlError::Changed(_) | ModelControlError::Load(LoadError::Changed(_)))) => {
                 State::Failed(error.to_string().into())
             }
-            Err(_) => State::Asleep,
+            Err(_) => state,
         };
         self.models.set(name, state);
         match &woken {
@@ -343,6 +347,10 @@ impl<S: Scorer + Send + 'static> ModelControl for ModelManager<S> {
 
     fn test_again(&self) {
         self.check_all();
+    }
+
+    fn restore(&self) -> bool {
+        self.restore_missing()
     }
 
     fn models(&self) -> &Models {
@@ -441,6 +449,7 @@ pub(super) fn place<S: Scorer + Send + 'static>(
         up,
         workers: Arc::clone(&workers),
         rosters: Mutex::new(rosters),
+        missing: Mutex::default(),
         kept: Mutex::new(kept),
         first_flops,
         loader,

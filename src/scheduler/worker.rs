@@ -1,12 +1,13 @@
 //! One worker per device, with all models that are placed on it: takes the next batch, which is of one of them, computes,
 //! replies. A worker that is lost is made anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod models;
+
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,12 @@ use crate::telemetry::{
     WORKER_RESTARTS,
 };
 
-/// The wait before a lost worker is made anew: the first, doubled at each failure to make it, and the longest.
-const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(30)];
+pub use models::{Make, Models, Run};
 
-/// Makes a model on the thread that will own it; again where that thread was lost.
-pub type Make<S, E> = Arc<dyn Fn() -> Result<S, E> + Send + Sync>;
+use models::Runner;
+
+/// The wait before what was lost is made anew: the first, doubled at each failure to make it, and the longest.
+pub const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(30)];
 
 /// Where a worker works.
 #[derive(Debug, Clone)]
@@ -39,115 +41,6 @@ pub struct Post {
     pub budget: BatchBudget,
     /// How many workers are up.
     pub up: watch::Sender<usize>,
-}
-
-/// The models that a worker shall have, and those that it has: what its thread and who gives it models share.
-pub struct Models<S, E> {
-    queue: Arc<Queue>,
-    wanted: Mutex<BTreeMap<u64, Wanted<S, E>>>,
-    /// Whether `wanted` is not yet what the worker has.
-    changed: AtomicBool,
-    has: watch::Sender<BTreeSet<u64>>,
-    /// What the worker is asked to do beside its batches; nobody to ask where it is not up.
-    errands: Mutex<Option<Vec<Errand<S>>>>,
-}
-
-/// Something to do with a model where its device has nothing else to do, or between two batches once it is due.
-struct Errand<S> {
-    model: u64,
-    due: Instant,
-    run: Run<S>,
-}
-
-/// What is done with a model. An error is a forward that failed.
-pub type Run<S> = Box<dyn FnOnce(&mut S) -> Result<(), ModelError> + Send>;
-
-/// A model that a worker shall have.
-struct Wanted<S, E> {
-    make: Make<S, E>,
-    /// It is made already, and the worker has not fetched it.
-    made: Option<S>,
-}
-
-impl<S, E> Models<S, E> {
-    /// Of a worker that drains `queue` and shall have these at its start.
-    pub fn new(queue: &Arc<Queue>, models: impl IntoIterator<Item = (u64, Make<S, E>)>) -> Arc<Self> {
-        let wanted = models.into_iter().map(|(id, make)| (id, Wanted { make, made: None })).collect();
-        Arc::new(Self {
-            queue: Arc::clone(queue),
-            wanted: Mutex::new(wanted),
-            changed: AtomicBool::new(false),
-            has: watch::Sender::default(),
-            errands: Mutex::default(),
-        })
-    }
-
-    /// Gives the worker a model that is made; `make` makes it anew where the worker is lost.
-    pub fn give(&self, id: u64, model: S, make: Make<S, E>) {
-        self.change(|wanted| drop(wanted.insert(id, Wanted { make, made: Some(model) })));
-    }
-
-    /// Has the worker let go of a model, once it computes nothing with it.
-    pub fn take(&self, id: u64) {
-        self.change(|wanted| drop(wanted.remove(&id)));
-    }
-
-    /// Asks the worker to do something with a model that it has, in the place of what it was asked before. What it does not
-    /// come to, since it is lost or lets go of the model, is dropped.
-    pub fn ask(&self, model: u64, due: Instant, run: Run<S>) {
-        if let Some(errands) = &mut *self.errands() {
-            errands.retain(|errand| errand.model != model);
-            errands.push(Errand { model, due, run });
-        }
-        self.queue.wake();
-    }
-
-    fn errands(&self) -> MutexGuard<'_, Option<Vec<Errand<S>>>> {
-        self.errands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether something is to be done that is due by then; by no time: at all.
-    fn has_errands(&self, by: Option<Instant>) -> bool {
-        let is_due = |errand: &Errand<S>| by.is_none_or(|by| errand.due <= by);
-        self.errands().as_ref().is_some_and(|errands| errands.iter().any(is_due))
-    }
-
-    /// The models that the worker has, now and from now on; none while it is lost.
-    pub fn has(&self) -> watch::Receiver<BTreeSet<u64>> {
-        self.has.subscribe()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<u64, Wanted<S, E>>)) {
-        change(&mut self.lock());
-        self.changed.store(true, Ordering::SeqCst);
-        self.queue.wake();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Wanted<S, E>>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All that shall be there, made on this thread where nobody has yet.
-    fn make_all(&self) -> Result<BTreeMap<u64, S>, E> {
-        self.changed.store(false, Ordering::SeqCst);
-        let wanted: Vec<_> =
-            self.lock().iter_mut().map(|(&id, w)| (id, Arc::clone(&w.make), w.made.take())).collect();
-        // Without the lock: making one takes its time.
-        let made = wanted.into_iter().map(|(id, make, made)| Ok((id, made.map_or_else(|| make(), Ok)?)));
-        made.collect()
-    }
-
-    /// Lets go of what shall not be there any more, and fetches what is new.
-    fn settle(&self, scorers: &mut BTreeMap<u64, S>) {
-        if !self.changed.swap(false, Ordering::SeqCst) {
-            return;
-        }
-        let mut wanted = self.lock();
-        scorers.retain(|id, _| wanted.contains_key(id));
-        scorers.extend(wanted.iter_mut().filter_map(|(&id, wanted)| Some((id, wanted.made.take()?))));
-        drop(wanted);
-        self.has.send_replace(scorers.keys().copied().collect());
-    }
 }
 
 /// How a worker's life ended.
@@ -189,6 +82,7 @@ fn supervise<S: Scorer + Send, E: Display + Send>(
     let mut wait = BACKOFF[0];
     loop {
         let mut came_up = false;
+        let anew = started.is_none();
         let mut on_up = || {
             came_up = true;
             match started.take() {
@@ -200,10 +94,10 @@ fn supervise<S: Scorer + Send, E: Display + Send>(
         let end = thread::scope(|scope| {
             let name = format!("worker {}", post.device);
             let life = thread::Builder::new().name(name);
-            let life = life.spawn_scoped(scope, || live(post, models, &mut on_up));
+            let life = life.spawn_scoped(scope, || live(post, models, anew, &mut on_up));
             life.ok().and_then(|life| life.join().ok())
         });
-        models.has.send_replace(BTreeSet::new());
+        models.lost();
         if came_up {
             wait = BACKOFF[0];
         }
@@ -227,22 +121,6 @@ fn supervise<S: Scorer + Send, E: Display + Send>(
     }
 }
 
-/// Runs errands for as long as it lives, however it ends.
-struct Runner<'a, S, E>(&'a Models<S, E>);
-
-impl<'a, S, E> Runner<'a, S, E> {
-    fn new(models: &'a Models<S, E>) -> Self {
-        *models.errands() = Some(Vec::new());
-        Self(models)
-    }
-}
-
-impl<S, E> Drop for Runner<'_, S, E> {
-    fn drop(&mut self) {
-        *self.0.errands() = None;
-    }
-}
-
 /// Counts a worker as up for as long as it lives, however it ends.
 struct Up<'a>(&'a watch::Sender<usize>);
 
@@ -260,13 +138,18 @@ impl Drop for Up<'_> {
 }
 
 /// One life of a worker.
-fn live<S: Scorer, E>(post: &Post, models: &Models<S, E>, on_up: &mut impl FnMut()) -> End<E> {
-    let scorers = match models.make_all() {
+fn live<S: Scorer, E: Display>(
+    post: &Post,
+    models: &Models<S, E>,
+    anew: bool,
+    on_up: &mut impl FnMut(),
+) -> End<E> {
+    let scorers = match models.make_all(anew) {
         Ok(scorers) => scorers,
         Err(error) => return End::NotMade(error),
     };
-    models.has.send_replace(scorers.keys().copied().collect());
-    let (_up, _errands) = (Up::new(&post.up), Runner::new(models));
+    // In this order: whoever hears that it is up may ask it.
+    let (_errands, _up) = (Runner::new(models), Up::new(&post.up));
     on_up();
     match (Worker { post, models, scorers }).work() {
         Ok(()) => End::Done,
@@ -359,15 +242,16 @@ impl<S: Scorer, E> Worker<'_, S, E> {
                 self.models.settle(&mut self.scorers);
                 self.run_errands(Some(Instant::now()))?;
             }
-            let changed = || self.models.changed.load(Ordering::SeqCst);
             let takes = |id| self.scorers.contains_key(&id);
             // While the device computes, nothing is waited for: its batch is collected as soon as it is done. Nothing new
             // begins where its models are about to change, or an errand is due.
             let next = match running {
-                Some(_) if changed() || self.models.has_errands(Some(Instant::now())) => Vec::new(),
+                Some(_) if self.models.is_changed() || self.models.has_errands(Some(Instant::now())) => {
+                    Vec::new()
+                }
                 Some(_) => post.queue.try_batch(post.budget, &takes),
                 None => {
-                    let interrupted = || changed() || self.models.has_errands(None);
+                    let interrupted = || self.models.is_changed() || self.models.has_errands(None);
                     match post.queue.next_batch(post.budget, &takes, &interrupted) {
                         Some(jobs) if jobs.is_empty() => {
                             self.run_errands(None)?;
@@ -402,12 +286,7 @@ impl<S: Scorer, E> Worker<'_, S, E> {
 
     /// Does what it was asked to do and is due by then; by no time: all of it.
     fn run_errands(&mut self, by: Option<Instant>) -> Result<(), Lost> {
-        let due = |errand: &mut Errand<S>| by.is_none_or(|by| errand.due <= by);
-        let errands = match &mut *self.models.errands() {
-            Some(errands) => errands.extract_if(.., due).collect(),
-            None => Vec::new(),
-        };
-        for Errand { model, run, .. } in errands {
+        for (model, run) in self.models.take_errands(by) {
             let Some(scorer) = self.scorers.get_mut(&model) else { continue };
             if guarded(|| run(scorer)).is_err() && guarded(|| Ok(scorer.is_lost())).unwrap_or(true) {
                 return Err(Lost);
@@ -495,8 +374,8 @@ fn finite(score: Score) -> Result<Score, ScoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Condvar;
     use std::sync::mpsc;
+    use std::sync::{Condvar, Mutex};
 
     use tokio::sync::oneshot;
     use tracing::Span;

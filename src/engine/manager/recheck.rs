@@ -78,7 +78,7 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
 
     /// Takes a model out of service that is not what it was. What waits for it is refused, and what it scored is forgotten:
     /// nobody knows since when it has been wrong.
-    fn take_out(&self, model: &Arc<Model>, why: &str) {
+    pub(super) fn take_out(&self, model: &Arc<Model>, why: &str) {
         let name = &model.info.name;
         if !self.models.fail(model, why) {
             return;
