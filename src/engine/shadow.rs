@@ -16,6 +16,7 @@ use crate::config::ShadowSettings;
 use crate::error::ScoreError;
 use crate::processor::Item;
 use crate::request_context::{Caller, Claim, Priority};
+use crate::scheduler::Tag;
 use crate::statistics::rank_correlation;
 use crate::telemetry::{SHADOW_ITEMS, SHADOW_RANK_CORRELATION, SHADOW_SHIFT};
 
@@ -25,6 +26,8 @@ const MOST_PICTURES: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How many of the newest pairs are compared.
 const WINDOW: usize = 1024;
+/// How often they are. To sort them for each one more would cost a busy server's threads.
+const COMPARED_EVERY: Duration = Duration::from_secs(1);
 
 /// Where items are handed to the second model.
 pub struct Tap {
@@ -138,7 +141,16 @@ impl Shadow {
             };
             count(&model, outcome);
         };
-        ReceiverStream::new(items).for_each_concurrent(most, score).await;
+        let compare = async {
+            loop {
+                tokio::time::sleep(COMPARED_EVERY).await;
+                window.lock().unwrap_or_else(PoisonError::into_inner).compare();
+            }
+        };
+        tokio::select! {
+            () = ReceiverStream::new(items).for_each_concurrent(most, score) => {}
+            () = compare => {}
+        }
     }
 }
 
@@ -146,25 +158,38 @@ impl Shadow {
 #[derive(Default)]
 struct Window {
     /// Which two.
-    models: [u64; 2],
+    models: Option<[Arc<Tag>; 2]>,
     pairs: VecDeque<(f32, f32)>,
+    /// Whether it was compared as it is.
+    is_compared: bool,
 }
 
 impl Window {
     /// One more pair. Others' pairs are forgotten: another model under a name is another model.
     fn add(&mut self, models: [&Model; 2], pair: (f32, f32)) {
-        let ids = models.map(|model| model.tag.id);
-        if ids != self.models {
+        let tags = models.map(|model| &model.tag);
+        if self
+            .models
+            .as_ref()
+            .is_none_or(|known| known.each_ref().map(|tag| tag.id) != tags.map(|tag| tag.id))
+        {
             self.pairs.clear();
-            self.models = ids;
+            self.models = Some(tags.map(Arc::clone));
         }
         if self.pairs.len() == WINDOW {
             self.pairs.pop_front();
         }
         self.pairs.push_back(pair);
+        self.is_compared = false;
+    }
+
+    /// Tells the metrics what the two have in common.
+    fn compare(&mut self) {
+        let Some(models) = self.models.as_ref().filter(|_| !self.is_compared) else { return };
+        self.is_compared = true;
         let pairs = &*self.pairs.make_contiguous();
         let shift = pairs.iter().map(|&(of, by)| f64::from(by) - f64::from(of)).sum::<f64>();
-        let [of, by] = models.map(|model| model.info.name.clone());
+        let [of, by] = models.each_ref().map(|tag| tag.name.to_string());
         let set = |name: &'static str, value: f64| {
             gauge!(name, "model" => by.clone(), "of" => of.clone()).set(value);
         };
