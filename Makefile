@@ -19,8 +19,8 @@ BINARY := target/release/spatialscore
 WHEELS := $(CURDIR)/target/wheels
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help libtorch cuda build demo serve test test-page page-pictures lint doc fuzz parity real-packages bench bench-device \
-    bench-unirl attack fixtures \
+.PHONY: help libtorch cuda build demo serve test test-page test-image page-pictures lint doc fuzz parity real-packages bench \
+    bench-device bench-unirl attack fixtures \
     train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
     example-short clean
 
@@ -117,6 +117,9 @@ PAGE_TEST = $(WITH_NODE) PAGE_TOOLS=$(CURDIR)/.cache/page CHROMIUM=$$(scripts/ch
 
 test-page: build .cache/page/installed ## Test the page in a headless Chromium, against real servers
 	$(PAGE_TEST) node --test tests/page/maths.test.mjs tests/page/page.test.mjs
+
+test-image: build ## Make the Dockerfile's last stage without a daemon and run it as a cluster does (root, Debian; 2 minutes)
+	$(PYTHON) tests/image.py .cache/image/root
 
 page-pictures: build .cache/page/installed ## Make the documents' pictures of the page again
 	$(PAGE_TEST) PAGE_PICTURES=$(CURDIR)/docs node --test tests/page/page.test.mjs

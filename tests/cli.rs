@@ -3,7 +3,9 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::read_to_string;
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
@@ -340,12 +342,12 @@ fn a_hangup_that_is_to_be_ignored_is_ignored() {
 /// A control group with time for so many cores has as many lanes, and as many threads that prepare.
 #[test]
 fn threads_are_as_many_as_the_control_group_has_time_for() {
-    use std::fs::{create_dir, read_dir, read_to_string, remove_dir, write};
+    use std::fs::{create_dir, read_dir, remove_dir, write};
     let cores = std::thread::available_parallelism().unwrap().get();
     let name = format!("spatialscore-test-{}", std::process::id());
     // Version 1 and version 2, whichever this system has and lets us write.
     let (one, two) = (format!("/sys/fs/cgroup/cpu/{name}"), format!("/sys/fs/cgroup/{name}"));
-    let version_two = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let version_two = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let group = if version_two { two } else { one };
     if create_dir(&group).is_err() {
         println!("this system lets nobody make a control group");
@@ -379,6 +381,26 @@ fn threads_are_as_many_as_the_control_group_has_time_for() {
         remove_dir(&group).is_ok()
     });
     assert!(removed, "{group} is still there");
+}
+
+#[test]
+fn what_the_program_is_made_of_goes_into_the_image_and_the_crate() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // As cargo wrote it beside the program: what was compiled, and what was built in.
+    let made_of = read_to_string(concat!(env!("CARGO_BIN_EXE_spatialscore"), ".d")).unwrap();
+    let (_, made_of) = made_of.split_once(": ").unwrap();
+    let parts: BTreeSet<&str> = made_of
+        .split_whitespace()
+        .filter_map(|file| Path::new(file).strip_prefix(root).ok()?.iter().next()?.to_str())
+        .filter(|part| *part != "target")
+        .collect();
+    assert!(parts.contains("src") && parts.contains("models"), "{parts:?}");
+    let image = read_to_string(root.join(".dockerignore")).unwrap();
+    let krate = read_to_string(root.join("Cargo.toml")).unwrap();
+    for part in parts {
+        assert!(image.lines().any(|line| line == format!("!{part}")), ".dockerignore leaves out {part}");
+        assert!(krate.contains(&format!("\"/{part}\"")), "Cargo.toml's include leaves out {part}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
