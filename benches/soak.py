@@ -243,6 +243,7 @@ def main():
     for name, value in row.items():
         print(f"{name}: {value}")
     save("soak", [row])
+    save("soak-memory", [{"MiB each second": [round(one, 1) for one in memory]}])
     if row["faults"] or late > 1.05 * early + 16:
         sys.exit("the soak failed")
 
