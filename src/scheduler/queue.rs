@@ -100,8 +100,11 @@ impl Job {
     }
 }
 
-/// What items are told whose model went while they waited.
-const GONE: &str = "the model was taken out of service before the item could be scored";
+/// What a job is told whose model went while it waited.
+fn gone(job: &Job) -> ScoreError {
+    let why = "was taken out of service before the item could be scored".into();
+    ScoreError::NotServing { model: job.model.name.to_string(), why }
+}
 
 /// Whether a worker has the model of this id.
 pub type Takes<'a> = dyn Fn(u64) -> bool + 'a;
@@ -142,6 +145,12 @@ fn size(jobs: &[Job]) -> Held {
 }
 
 impl State {
+    /// Why a job is not taken.
+    fn refusal(&self, job: &Job) -> Option<ScoreError> {
+        let is_gone = self.gone.contains(&job.model.id).then(|| gone(job));
+        self.closed.map(ScoreError::Unavailable).or(is_gone)
+    }
+
     /// Takes out what nobody waits for any more.
     fn take_dead(&mut self, now: Instant) -> Vec<Job> {
         let mut dead = self.waiting.extract(|job| job.dead(now).is_some());
@@ -338,10 +347,9 @@ impl Queue {
     /// Hands a job to the workers. Once the queue is closed it is answered at once.
     pub fn push(&self, job: Job) {
         let mut state = self.lock();
-        let gone = state.gone.contains(&job.model.id).then_some(GONE);
-        if let Some(reason) = state.closed.or(gone) {
+        if let Some(error) = state.refusal(&job) {
             drop(state);
-            let _ = job.reply.send(Err(ScoreError::Unavailable(reason)));
+            let _ = job.reply.send(Err(error));
             return;
         }
         state.push(job);
@@ -364,9 +372,8 @@ impl Queue {
         state.on_devices = state.on_devices.saturating_sub(1);
         for mut job in jobs {
             job.losses += 1;
-            let gone = state.gone.contains(&job.model.id).then_some(GONE);
-            let error = match state.closed.or(gone) {
-                Some(reason) => ScoreError::Unavailable(reason),
+            let error = match state.refusal(&job) {
+                Some(error) => error,
                 None if job.losses >= TRIES => {
                     ScoreError::Internal(format!("{TRIES} workers were lost over this item"))
                 }
@@ -459,13 +466,13 @@ impl Queue {
 
     /// Answers everything that waits with `error`.
     pub fn fail_waiting(&self, error: &ScoreError) {
-        self.fail(|_| true, error);
+        self.fail(|_| true, |_| error.clone());
     }
 
     /// Takes no more jobs of a model, and answers those that wait: no worker will have it.
     pub fn retire(&self, model: u64) {
         self.lock().gone.insert(model);
-        self.fail(|job| job.model.id == model, &ScoreError::Unavailable(GONE));
+        self.fail(|job| job.model.id == model, gone);
     }
 
     /// Takes jobs of a model again.
@@ -473,14 +480,15 @@ impl Queue {
         self.lock().gone.remove(&model);
     }
 
-    fn fail(&self, fails: impl Fn(&Job) -> bool, error: &ScoreError) {
+    fn fail(&self, fails: impl Fn(&Job) -> bool, error: impl Fn(&Job) -> ScoreError) {
         let mut state = self.lock();
         let mut jobs = state.waiting.extract(&fails);
         state.load = state.load.minus(size(&jobs));
         jobs.extend(state.hopeless.extract_if(.., |job| fails(job)));
         drop(state);
         for job in jobs {
-            let _ = job.reply.send(Err(error.clone()));
+            let error = error(&job);
+            let _ = job.reply.send(Err(error));
         }
     }
 
