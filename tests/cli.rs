@@ -385,16 +385,23 @@ fn threads_are_as_many_as_the_control_group_has_time_for() {
 
 #[test]
 fn what_the_program_is_made_of_goes_into_the_image_and_the_crate() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // As cargo wrote it beside the program: what was compiled, and what was built in.
-    let made_of = read_to_string(concat!(env!("CARGO_BIN_EXE_spatialscore"), ".d")).unwrap();
-    let (_, made_of) = made_of.split_once(": ").unwrap();
-    let parts: BTreeSet<&str> = made_of
-        .split_whitespace()
-        .filter_map(|file| Path::new(file).strip_prefix(root).ok()?.iter().next()?.to_str())
-        .filter(|part| *part != "target")
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    // What rustc wrote of each build of the library: what was compiled, and what was built in. The newest is this one.
+    let folder = Path::new(env!("CARGO_BIN_EXE_spatialscore")).with_file_name("deps");
+    let written = std::fs::read_dir(folder).unwrap().filter_map(|entry| {
+        let entry = entry.ok()?;
+        let made_of = entry.path().extension()?.eq("d").then(|| read_to_string(entry.path()).ok())??;
+        made_of.contains(" src/lib.rs").then_some((entry.metadata().ok()?.modified().ok()?, made_of))
+    });
+    let (_, made_of) = written.max().unwrap();
+    // Its other lines are the environment's.
+    let (_, files) = made_of.lines().next().unwrap().split_once(": ").unwrap();
+    let files = files.split(' ').filter_map(|file| root.join(file).canonicalize().ok());
+    let parts: BTreeSet<String> = files
+        .filter_map(|file| Some(file.strip_prefix(&root).ok()?.iter().next()?.to_str()?.to_owned()))
+        .filter(|part| part != "target")
         .collect();
-    assert!(parts.contains("src") && parts.contains("models"), "{parts:?}");
+    assert!(parts.contains("src") && parts.contains("samples"), "{parts:?}");
     let image = read_to_string(root.join(".dockerignore")).unwrap();
     let krate = read_to_string(root.join("Cargo.toml")).unwrap();
     for part in parts {
