@@ -25,21 +25,21 @@ def free_port():
 
 
 @functools.cache
-def load_binary():
-    """benches/load.rs, built: only where it is needed."""
-    if built := os.environ.get("SPATIALSCORE_LOAD"):
-        return built
-    built = subprocess.run(
-        ["cargo", "bench", "--no-run", "--bench", "load", "--message-format", "json"],
+def built(name):
+    """The program of benches/NAME.rs, built: only where it is needed. SPATIALSCORE_LOAD, for one, names one that is."""
+    if there := os.environ.get(f"SPATIALSCORE_{name.upper()}"):
+        return there
+    said = subprocess.run(
+        ["cargo", "bench", "--no-run", "--bench", name, "--message-format", "json"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    lines = (json.loads(line) for line in built.stdout.splitlines())
-    return next(line["executable"] for line in lines if line.get("target", {}).get("name") == "load")
+    lines = (json.loads(line) for line in said.stdout.splitlines())
+    return next(line["executable"] for line in lines if line.get("target", {}).get("name") == name)
 
 
 def load(target, pictures, prompt, seconds, *flags):
     """What a load of so many seconds gave: see benches/load.rs."""
-    command = [load_binary(), *target, "--seconds", seconds, "--prompt", prompt, *flags, *pictures]
+    command = [built("load"), *target, "--seconds", seconds, "--prompt", prompt, *flags, *pictures]
     out = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(out)
 
