@@ -6,6 +6,7 @@ Every kind's word becomes one token, so that matching a name with a drawing is m
 
 import os
 import random
+import re
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -57,6 +58,23 @@ BEFORE = (
 BEHIND = INSTRUCTION.split("{prompt}")[1]
 
 
+def _texts(conversation: str) -> list[str]:
+    """What stands between its special tokens."""
+    return [text for text in re.split(r"<\|.*?\|>", conversation) if text]
+
+
+def normalizer() -> normalizers.Normalizer:
+    """What makes one text of all the ways to type it: NFC, lower case, each run of white space one space, none at the ends.
+
+    It sees each text between two special tokens. What the conversation itself says there must come out as it went in: the
+    line's end behind the prompt, and the capitals and the line's end in the two texts before it.
+    """
+    before = [text for text in _texts(BEFORE) if text != text.lower()]
+    kept = [normalizers.Replace(Regex(r"\A" + re.escape(re.sub(r"\s+", " ", text.lower()))), text) for text in before]
+    spaces = [normalizers.Replace(Regex(r"\s+(?=\S)"), " "), normalizers.Replace(Regex(r"\s+\z"), "\n")]
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), *spaces, *kept])
+
+
 def _prompts(rng: random.Random, count: int):
     """Prompts of one to six clauses about random kinds, every relation and phrasing among them."""
     words = list(kinds())
@@ -71,7 +89,7 @@ def _prompts(rng: random.Random, count: int):
 def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
     """The tokenizer with at most so many ordinary tokens, the special ones behind them."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
@@ -81,9 +99,8 @@ def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
-    sentences = [" " + prompt for prompt in _prompts(random.Random(seed), 20000)]
-    frame = "system\nYou are a helpful assistant.\nuser\nassistant\n" + INSTRUCTION.split("{")[0]
-    tokenizer.train_from_iterator(sentences + [frame] * 100, trainer)
+    sentences = [f" {prompt}\n" for prompt in _prompts(random.Random(seed), 20000)]
+    tokenizer.train_from_iterator(sentences + _texts(BEFORE) * 100, trainer)
     for name, special in [*SPECIAL, (REWARD_TOKEN, True)]:
         tokenizer.add_tokens([AddedToken(name, special=special, normalized=False)])
     for word in kinds():

@@ -17,7 +17,7 @@ from spatialscore_training.batches import Lessons
 from spatialscore_training.files import Refusal
 from spatialscore_training.model import look, new_model, patches, read
 from spatialscore_training.scenes import World
-from spatialscore_training.tokenizer import kind_ids, train_tokenizer
+from spatialscore_training.tokenizer import BEFORE, BEHIND, kind_ids, train_tokenizer
 from spatialscore_training.train import Stage, Trainer, main, read_recipe
 
 from test_generator import drawings, folder  # noqa: F401
@@ -37,9 +37,17 @@ def batch(folder, tokenizer):
 
 
 def test_any_text_is_legal(tokenizer):
-    text = "Ünïcode ☃ and 日本語, \t tabs"
+    text = "ünïcode ☃ and 日本語, tabs"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert len(set(kind_ids(tokenizer))) == len(kind_ids(tokenizer))
+
+
+@pytest.mark.parametrize("typed", ["A Cat  Is LEFT\tof a\u00a0Dog", "A CAT IS LEFT OF A DOG \r\n\n", "\u3000a cat is\nleft of a dog"])
+def test_a_prompt_may_be_typed_in_any_way(tokenizer, typed):
+    ids = lambda prompt: tokenizer.encode(f"{BEFORE} {prompt}{BEHIND}").ids
+    assert ids(typed) == ids("a cat is left of a dog") != ids("a dog is left of a cat")
+    # What the conversation says itself stays as it is.
+    assert tokenizer.decode(ids("a cat"), skip_special_tokens=False) == f"{BEFORE} a cat{BEHIND}"
 
 
 def test_patches_are_the_image_processors(batch):
