@@ -21,8 +21,8 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help libtorch cuda build demo serve test test-page page-pictures lint doc fuzz parity real-packages bench bench-device \
     bench-unirl attack fixtures \
-    train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
-    example-short clean
+    train-mini train-wide goals wheel release test-training eval report client-stubs client-test client-frameworks client-ray \
+    example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -97,7 +97,7 @@ lint: libtorch .cache/nasm/tried .venv/pip/installed ## Licences, formatting, cl
 test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetched ## Run every check that CI runs
 	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test SPATIALSCORE_TEST_PROMETHEUS=$(CURDIR)/.cache/prometheus \
 	    $(CARGO) test --release
-	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
+	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_language.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/demo.sh $(BINARY)
 	$(MAKE) client-test example-short
@@ -215,6 +215,13 @@ train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-
 	$(TRAIN) --trains head
 	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
 	    .cache/runs/mini/judge.pt .cache/export/spatialscore-mini; fi
+
+train-wide: .venv/training/installed .cache/drawings/fetched ## Train what is to follow it, from its weights, resuming where it stood
+	nice -n 15 $(TRAIN) --recipe wide --run wide
+
+goals: build .venv/test/installed .cache/drawings/fetched ## Measure what people type and policies paint (PAIRS=200 for fewer)
+	PYTHONPATH=training scripts/with_server.sh $(BINARY) sh -c '.venv/test/bin/python -m spatialscore_training.goals \
+	    --server $$SPATIALSCORE_ADDRESS $(if $(PAIRS),--pairs $(PAIRS)) $(if $(SORTS),--sorts $(SORTS)) --out target/goals.json'
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python

@@ -12,9 +12,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from . import language, prompts
 from .drawings import kinds
-from .prompts import write
-from .relations import RULES, clauses_about
+from .relations import EVERY, RULES, clauses_about
 
 # Name, and whether it is special in the sense of the tokenizers library, in the order of Qwen2.5-VL's ids.
 SPECIAL = [(f"<|{name}|>", True) for name in """endoftext im_start im_end object_ref_start object_ref_end box_start
@@ -76,17 +76,20 @@ def normalizer() -> normalizers.Normalizer:
 
 
 def _prompts(rng: random.Random, count: int):
-    """Prompts of one to six clauses about random kinds, every relation and phrasing among them."""
+    """Prompts of one to six clauses about random kinds, every relation, phrasing and other word among them."""
     words = list(kinds())
     for _ in range(count):
-        clauses = []
+        by_grammar, clauses = rng.random() < 0.6, []
         for _ in range(rng.randint(1, 6)):
-            relation = rng.choice(list(RULES))
+            relation = rng.choice(list(EVERY if by_grammar else RULES))
             clauses.append(rng.choice(clauses_about(rng.sample(words, 3), relation)))
-        yield write(rng, tuple(clauses), (rng.choice((0, -2)), 99)).text
+        if by_grammar:
+            yield language.write(rng, tuple(clauses), held_out=rng.random() < 0.1).text
+        else:
+            yield prompts.write(rng, tuple(clauses), (rng.choice((0, -2)), 99)).text
 
 
-def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
+def train_tokenizer(vocabulary: int = 2048, seed: int = 0) -> Tokenizer:
     """The tokenizer with at most so many ordinary tokens, the special ones behind them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer()
