@@ -204,20 +204,23 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 
 .venv/training/installed: scripts/python_env.py training/pyproject.toml
 	$(PYTHON) $< $(@D)
-	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,test]"
+	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,drawings,test]"
 	@touch $@
 
 # MINUTES=30 stops after so long; the next call goes on from there.
 # Two halves of one thread each side by side: two threads make neither much faster.
 TRAIN = .venv/training/bin/spatialscore-train --threads 1 $(if $(MINUTES),--minutes $(MINUTES))
+HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1) --trains head
 train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-in checkpoint again, resuming where it stood
-	$(TRAIN) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(TRAIN) --trains reader; wait $$eyes
-	$(TRAIN) --trains head
+	$(call HALVES,$(TRAIN))
 	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
 	    .cache/runs/mini/judge.pt .cache/export/spatialscore-mini; fi
 
 train-wide: .venv/training/installed .cache/drawings/fetched ## Train what is to follow it, from its weights, resuming where it stood
-	nice -n 15 $(TRAIN) --recipe wide --run wide
+	.venv/training/bin/spatialreward-data fetch --styles google twitter fluent fluent3d emojione noto1 fx openmoji
+	$(call HALVES,nice -n 15 $(TRAIN) --recipe wide --run wide)
+	for stage in judge-words judge-wide; do if [ -f .cache/runs/wide/$$stage.pt ]; then .venv/training/bin/python \
+	    -m spatialscore_training.export .cache/runs/wide/$$stage.pt .cache/export/$$stage; fi; done
 
 goals: build .venv/test/installed .cache/drawings/fetched ## Measure what people type and policies paint (PAIRS=200 for fewer)
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) sh -c '.venv/test/bin/python -m spatialscore_training.goals \
