@@ -20,9 +20,8 @@ WHEELS := $(CURDIR)/target/wheels
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: help libtorch cuda build demo serve test test-page test-image page-pictures lint doc fuzz parity real-packages bench \
-    bench-device bench-unirl attack fixtures \
-    train-mini wheel release test-training eval report client-stubs client-test client-frameworks client-ray example \
-    example-short clean
+    bench-device bench-unirl attack fixtures train-mini train-wide goals wheel release test-training eval report client-stubs \
+    client-test client-frameworks client-ray example example-short clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -97,7 +96,7 @@ lint: libtorch .cache/nasm/tried .venv/pip/installed ## Licences, formatting, cl
 test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetched ## Run every check that CI runs
 	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test SPATIALSCORE_TEST_PROMETHEUS=$(CURDIR)/.cache/prometheus \
 	    $(CARGO) test --release
-	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_evaluate.py
+	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_language.py training/tests/test_evaluate.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/demo.sh $(BINARY)
 	$(MAKE) client-test example-short
@@ -207,17 +206,27 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 
 .venv/training/installed: scripts/python_env.py training/pyproject.toml
 	$(PYTHON) $< $(@D)
-	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,test]"
+	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,drawings,test]"
 	@touch $@
 
 # MINUTES=30 stops after so long; the next call goes on from there.
 # Two halves of one thread each side by side: two threads make neither much faster.
 TRAIN = .venv/training/bin/spatialscore-train --threads 1 $(if $(MINUTES),--minutes $(MINUTES))
+HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1) --trains head
 train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-in checkpoint again, resuming where it stood
-	$(TRAIN) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(TRAIN) --trains reader; wait $$eyes
-	$(TRAIN) --trains head
+	$(call HALVES,$(TRAIN))
 	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
 	    .cache/runs/mini/judge.pt .cache/export/spatialscore-mini; fi
+
+train-wide: .venv/training/installed .cache/drawings/fetched ## Train what is to follow it, from its weights, resuming where it stood
+	.venv/training/bin/spatialreward-data fetch --styles google twitter fluent fluent3d emojione noto1 fx openmoji
+	$(call HALVES,nice -n 15 $(TRAIN) --recipe wide --run wide)
+	for stage in judge-words judge-wide; do if [ -f .cache/runs/wide/$$stage.pt ]; then .venv/training/bin/python \
+	    -m spatialscore_training.export .cache/runs/wide/$$stage.pt .cache/export/$$stage; fi; done
+
+goals: build .venv/test/installed .cache/drawings/fetched ## Measure what people type and policies paint (PAIRS=200 for fewer)
+	PYTHONPATH=training scripts/with_server.sh $(BINARY) sh -c '.venv/test/bin/python -m spatialscore_training.goals \
+	    --server $$SPATIALSCORE_ADDRESS $(if $(PAIRS),--pairs $(PAIRS)) $(if $(SORTS),--sorts $(SORTS)) --out target/goals.json'
 
 eval: build .venv/test/installed .cache/drawings/fetched ## Measure the built-in checkpoint on 2,000 pairs of each sort
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/evaluate.sh .venv/test/bin/python

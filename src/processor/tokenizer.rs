@@ -558,6 +558,32 @@ mod tests {
         }
     }
 
+    /// Its normalizer is held against transformers' among the layouts above.
+    #[test]
+    fn the_checkpoint_in_the_box_reads_a_prompt_alike_however_it_is_typed() {
+        let files = CheckpointFiles::open("spatialscore-mini", None, None).unwrap();
+        let tokenizer = TextTokenizer::load(&files).unwrap().tokenizer;
+        let tokens = |prompt: &str| {
+            let text = format!("Rate how well the picture keeps this prompt: {prompt}\n");
+            tokenizer.encode_fast(text, false).unwrap().get_tokens().to_vec()
+        };
+        let plain = tokens("a cat is left of a dog");
+        // What stands before the prompt is as it was when the weights were trained.
+        assert_eq!((&*plain[0], &*plain[8], &*plain[9], &*plain[plain.len() - 1]), ("Rate", ":", "Ġa", "Ċ"));
+        for typed in [
+            "A Cat Is Left Of A Dog",
+            "A CAT IS LEFT OF A DOG",
+            "  a  cat\tis left\u{a0}of a\u{3000}dog",
+            "a cat is left of a dog \r\n\n",
+            "a cat\r\nis left\nof a dog",
+        ] {
+            assert_eq!(tokens(typed), plain, "{typed:?}");
+        }
+        assert_ne!(tokens("a dog is left of a cat"), plain);
+        let system = tokenizer.encode_fast("system\nYou are a helpful assistant.", false).unwrap();
+        assert_eq!(system.get_tokens()[..3], ["system", "Ċ", "You"]);
+    }
+
     /// The first thing in which a tokenizer is not the reference's.
     fn difference(ours: &TextTokenizer, layout: &Json, texts: &[String]) -> Option<String> {
         let specials = layout["special_tokens"].as_object().unwrap();

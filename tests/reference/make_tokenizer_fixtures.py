@@ -23,9 +23,11 @@ TEXTS = [
     "<|im_start|>user\n<|image_pad|>a red cup <|Reward|> left of\u00a0<new>  a bowl\n<|im_end|>\n<|im_start|>assistant\n",
     " leading and trailing <new> ", "<new><other><|x|>", "a <new> b <other> c", "\n<|Reward|>\n\n x", "word<new>word <new>",
     "e\u0301 ﬁ ① Ａ Å \u212b \u1e9b\u0323", "  two  spaces\t\ttabs \r\n lines\n\n\n", "don't I'LL we've 3.14 1234567 ½ ²", "左边的猫 🐈‍⬛ がぎ",
+    "Rate how well the picture keeps this prompt:\tA  Cat\u00a0is\u3000LEFT of the Dog. \r\n\n", "system\nYou are a helpful assistant.", "user\n",
     "<TOOL> <tool> tool_call", "<|vision_start|><|im_end|>", "x", " ", "\u200b\ufeff", "ſ İ ı", "a<", "<new", "cup <|endoftext|>cup",
 ]  # fmt: skip
 
+BUILT_IN = json.loads((Path(__file__).parents[2] / "models/spatialscore-mini/tokenizer.json").read_text())
 CLASS = {"tokenizer_class": "Qwen2Tokenizer"}
 NEW = {"content": "<new>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 TYPED = NEW | {"__type": "AddedToken"}
@@ -89,6 +91,7 @@ def layouts(base):
     yield "file class", of(FILE | named)
     yield "file class, no normalizer", of(FILE | named) | json_file({"normalizer": None})
     yield "file class, NFKC", of(FILE | named) | json_file({"normalizer": {"type": "NFKC"}})
+    yield "file class, the normalizer of the checkpoint in the box", of(FILE | named) | json_file({"normalizer": BUILT_IN["normalizer"]})
     yield "file class, prefix space", of(FILE | named) | json_file({"pre_tokenizer": BYTES | {"add_prefix_space": True}})
     yield "file class, prefix space in config", of(FILE | named | {"add_prefix_space": True})
     yield "file class, decoder", of(FILE | named | {"added_tokens_decoder": decoder | {str(top + 1): NEW | {"lstrip": True}}})

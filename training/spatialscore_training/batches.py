@@ -6,6 +6,7 @@ sequence computes exactly what as many separate ones would, and the picture is l
 """
 
 import random
+from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -55,8 +56,10 @@ class Batch:
     mentions: Tensor
     places: Tensor
     fronts: Tensor
+    there: Tensor
     """[M, 2] row and token of a name, [M, 2] where its thing is: x and y from -1 to 1; [M] whether it lies over another
-    thing (1), under one (-1) or touches none (0)."""
+    thing (1), under one (-1) or touches none (0). Not a number where no thing or more than one has the name; [M] how many
+    have."""
     duel: bool
     """Whether rows 2i and 2i + 1 are a picture and its twin under the same prompts."""
 
@@ -121,10 +124,12 @@ class Lessons(Dataset):
         positions = np.zeros((3, len(rows), length), np.int64)
         ids[:, :before], positions[:, :, :before] = self.frame.ids, self.frame.positions[:, None]
         spans = np.full((len(texts), max(len(e.ids) for row in tokens for e in row)), -1)
-        reward, kept, clauses, clause_kept, things, mentions, places, fronts = [], [], [], [], [], [], [], []
+        reward, kept, clauses, clause_kept, things, mentions, places, fronts, there = [], [], [], [], [], [], [], [], []
         for row, (scene, questions, which) in enumerate(rows):
-            front = {thing.kind: depth(scene.things, i) for i, thing in enumerate(scene.things)}
-            where = {thing.kind: (2 * thing.x - 1, 2 * thing.y - 1) for thing in scene.things}
+            count = Counter(thing.kind for thing in scene.things)
+            one = [(i, thing) for i, thing in enumerate(scene.things) if count[thing.kind] == 1]
+            front = defaultdict(lambda: NOWHERE[0][0], {thing.kind: depth(scene.things, i) for i, thing in one})
+            where = defaultdict(lambda: NOWHERE[0], {thing.kind: (2 * thing.x - 1, 2 * thing.y - 1) for _, thing in one})
             start = before
             for number, (question, tokenized) in enumerate(zip(questions, tokens[row]), len(reward)):
                 end = start + len(tokenized.ids)
@@ -143,6 +148,7 @@ class Lessons(Dataset):
                 mentions += [(row, ends_at[mention.end]) for mention in question.prompt.mentions]
                 places += [where[mention.kind] for mention in question.prompt.mentions]
                 fronts += [front[mention.kind] for mention in question.prompt.mentions]
+                there += [count[mention.kind] for mention in question.prompt.mentions]
                 start = end
         shape = (len(rows), -1)
         return Batch(
@@ -159,5 +165,6 @@ class Lessons(Dataset):
             mentions=torch.tensor(mentions),
             places=torch.tensor(places),
             fronts=torch.tensor(fronts),
+            there=torch.tensor(there),
             duel=self.duel,
         )

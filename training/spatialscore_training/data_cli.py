@@ -1,6 +1,6 @@
 """Pairs of pictures that differ in a spatial relation, composed from named drawings.
 
-    spatialreward-data fetch                                   the drawings, by npm, into .cache/drawings
+    spatialreward-data fetch                                   the drawings, by npm, into .cache/drawings; --styles for others
     spatialreward-data make pairs --preset paper               80,000 pairs with the paper's words, relations and perturbations
     spatialreward-data make mine --pairs 2000 --seed 1         a world of all relations, with shorter prompts
     spatialreward-data make plain --pairs 2000 --seed 1 --relations plain --things 2 2 --clauses 1 1
@@ -16,7 +16,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from .drawings import DEFAULT_FOLDER, STYLES, fetch, kinds
+from .drawings import DEFAULT_FOLDER, EVERY_STYLE, STYLES, fetch
 from .files import command
 from .figures import draw_figures
 from .manifest import validate, write_pairs
@@ -64,7 +64,8 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
 
     fetching = commands.add_parser("fetch", help="get the drawings from npm")
-    fetching.set_defaults(run=lambda options: fetch(options.drawings))
+    fetching.add_argument("--styles", nargs="+", choices=EVERY_STYLE, default=STYLES, help="sets of drawings (default: %(default)s)")
+    fetching.set_defaults(run=lambda options: fetch(options.drawings, options.styles))
 
     making = commands.add_parser("make", help="write a data set", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     making.add_argument("folder", type=Path, help="where to")
@@ -72,14 +73,14 @@ def main() -> None:
     making.add_argument("--pairs", type=int, default=80000, help="how many")
     making.add_argument("--seed", type=int, default=0, help="another seed, other pairs")
     making.add_argument("--side", type=int, default=224, help="of the pictures, in pixels")
-    making.add_argument("--kinds", type=int, default=len(kinds()), help="how many kinds of thing, from the top of kinds.tsv")
+    making.add_argument("--kinds", type=int, default=World().kinds, help="how many kinds of thing, from the top of kinds.tsv")
     making.add_argument("--things", type=int, nargs=2, default=(2, 8), metavar=("LEAST", "MOST"), help="things in a scene")
     making.add_argument("--size", type=float, nargs=2, default=(0.16, 0.34), metavar=("LEAST", "MOST"), help="of a thing, as a fraction of the side")
     making.add_argument("--relations", choices=("plain", "all"), default="all", help="plain: left, right, above, below")
     making.add_argument("--clauses", type=int, nargs=2, default=(1, 12), metavar=("LEAST", "MOST"), help="relations in a prompt")
     making.add_argument("--words", type=int, nargs=2, default=(8, 100), metavar=("LEAST", "MOST"), help="in a prompt")
     making.add_argument("--phrasings", choices=("training", "held-out"), default="training", help="which ways of saying it")
-    making.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings")
+    making.add_argument("--styles", nargs="+", choices=EVERY_STYLE, default=STYLES, help="of the drawings")
     making.add_argument("--shadow", type=float, default=World().shadow, help="how far a thing casts one, as a fraction of the side")
     making.add_argument("--jobs", type=int, help="processes; one a core if not given")
     making.set_defaults(run=make)

@@ -1,20 +1,26 @@
 """Named drawings, from which the scenes are composed.
 
-The drawings are those of `emoji-datasource-google` (Noto Emoji, Apache-2.0) and `emoji-datasource-twitter` (Twemoji,
-CC-BY 4.0), packed under MIT for npm. They are fetched, never kept in the repository:
+They are fetched from npm, never kept in the repository:
 
-    spatialreward-data fetch
+    spatialreward-data fetch                      google (Noto Emoji, Apache-2.0) and twitter (Twemoji, CC-BY 4.0)
+    spatialreward-data fetch --styles fluent …    others, drawn from their SVG (extra `drawings`)
 
-`kinds.tsv` names the kinds that we use, one a line: a plain word, then the name in `emoji.json`. Its order is the order
-in which a growing world takes them. Any folder `STYLE/WORD.png` of transparent pictures serves as well.
+`kinds.tsv` names the kinds that we use, one a line: a plain word, the name in `emoji.json`, and other words for it with
+commas between. Its order is the order in which a growing world takes them. Any folder `STYLE/WORD.png` of transparent
+pictures serves as well. A set that has no drawing of a kind lends one from the first set that has.
+
+A style may name a look behind a `~`: `google~grey` is the same drawings without colour.
 """
 
+import colorsys
 import json
 import subprocess
 import tarfile
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -22,32 +28,141 @@ from PIL import Image, ImageFilter
 from .files import Refusal, digest
 
 STYLES = ("google", "twitter")
+"""The sets that a world takes where it names none."""
 DEFAULT_FOLDER = Path(".cache/drawings")
 VERSION = "16.0.0"
+SIDE = 128
+"""Pixels along the side of what is drawn from SVG."""
 
 
-def kinds() -> dict[str, str]:
-    """The plain word of each kind, with its name in `emoji.json`."""
-    lines = (files(__package__) / "kinds.tsv").read_text().splitlines()
-    return dict(line.split("\t") for line in lines)
+class Set(NamedTuple):
+    """A set of drawings as Iconify packs it for npm: one JSON of SVGs."""
+
+    package: str
+    version: str
+    licence: str
 
 
-def fetch(folder: Path = DEFAULT_FOLDER) -> None:
-    """Fills `folder/STYLE/WORD.png` by npm. Does nothing for a style that is there."""
-    for style in STYLES:
+SETS = {
+    "fluent": Set("fluent-emoji-flat", "1.2.6", "MIT"),
+    "fluent3d": Set("fluent-emoji", "1.2.7", "MIT"),
+    "emojione": Set("emojione", "1.2.3", "CC-BY 4.0"),
+    "noto1": Set("noto-v1", "1.2.5", "Apache-2.0"),
+    "fx": Set("fxemoji", "1.2.2", "Apache-2.0"),
+    "openmoji": Set("openmoji", "1.2.29", "CC-BY-SA 4.0"),
+}
+"""OpenMoji is to measure by, and not to train on: whether weights that learned from drawings under CC-BY-SA are under it
+themselves is unsettled, and ours are Apache-2.0."""
+EVERY_STYLE = (*STYLES, *SETS)
+
+
+class Kind(NamedTuple):
+    """A line of `kinds.tsv`."""
+
+    emoji: str
+    synonyms: tuple[str, ...]
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """Each kind by its plain word."""
+    lines = (line.split("\t") for line in (files(__package__) / "kinds.tsv").read_text().splitlines())
+    return {word: Kind(emoji, tuple("".join(others).split(",")) if others else ()) for word, emoji, *others in lines}
+
+
+def _pack(package: str, version: str, folder: Path) -> Path:
+    """The archive of a package, by npm."""
+    subprocess.run(["npm", "pack", "--silent", f"{package}@{version}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return folder / f"{package.replace('@', '').replace('/', '-')}-{version}.tgz"
+
+
+def _members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """The files of a package whose names are wanted, in one pass: to look for one in a .tgz is to unpack all before it."""
+    with tarfile.open(archive) as members:
+        named = ((member, member.name.removeprefix("package/")) for member in members)
+        return {name: members.extractfile(member).read() for member, name in named if wanted(name)}
+
+
+def fetch(folder: Path = DEFAULT_FOLDER, styles: tuple[str, ...] = STYLES) -> None:
+    """Fills `folder/STYLE/WORD.png` by npm. Does nothing for a style that was fetched with these kinds."""
+    for style in styles:
         target = folder / style
-        if all((target / f"{word}.png").exists() for word in kinds()):
+        stamp = target / "fetched"
+        if stamp.exists() and stamp.read_text() == _table():
             continue
         target.mkdir(parents=True, exist_ok=True)
-        package = f"emoji-datasource-{style}"
-        subprocess.run(["npm", "pack", "--silent", f"{package}@{VERSION}"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        archive = folder / f"{package}-{VERSION}.tgz"
-        with tarfile.open(archive) as members:
-            read = lambda name: members.extractfile(f"package/{name}").read()
-            images = {emoji["name"].lower(): emoji["image"] for emoji in json.loads(read("emoji.json"))}
-            for word, name in kinds().items():
-                (target / f"{word}.png").write_bytes(read(f"img/{style}/64/{images[name]}"))
+        for word, png in (_from_datasource if style in STYLES else _from_svg)(style, folder):
+            (target / f"{word}.png").write_bytes(png)
+        stamp.write_text(_table())
+
+
+def _table() -> str:
+    return (files(__package__) / "kinds.tsv").read_text()
+
+
+def _from_datasource(style: str, folder: Path) -> list[tuple[str, bytes]]:
+    archive = _pack(f"emoji-datasource-{style}", VERSION, folder)
+    members = _members(archive, lambda name: name == "emoji.json" or name.startswith(f"img/{style}/64/"))
+    archive.unlink()
+    images = {emoji["name"].lower(): emoji["image"] for emoji in json.loads(members["emoji.json"])}
+    return [(word, members[f"img/{style}/64/{images[kind.emoji]}"]) for word, kind in kinds().items()]
+
+
+def _from_svg(style: str, folder: Path) -> list[tuple[str, bytes]]:
+    """What the set has of our kinds. Sets name their icons by Unicode's short names, some without the hyphens."""
+    import resvg_py
+
+    # The set that has short names by code point; and code points by the names that `kinds.tsv` has.
+    packages = (("@iconify-json/fluent-emoji-flat", SETS["fluent"].version), ("emoji-datasource", VERSION), (f"@iconify-json/{SETS[style].package}", SETS[style].version))
+    archives = [_pack(*package, folder) for package in packages]
+    named, coded, drawn = (_members(archive, lambda name: name in ("chars.json", "emoji.json", "icons.json")) for archive in archives)
+    for archive in set(archives):
         archive.unlink()
+    short, icons = json.loads(named["chars.json"]), json.loads(drawn["icons.json"])
+    codes = {emoji["name"].lower(): [emoji["unified"].lower(), (emoji["non_qualified"] or "").lower()] for emoji in json.loads(coded["emoji.json"])}
+    found = []
+    for word, kind in kinds().items():
+        names = [short[code] for code in codes[kind.emoji] if code in short] + [kind.emoji.replace(" ", "-"), word]
+        names = [icons.get("aliases", {}).get(name, {}).get("parent", name) for each in names for name in (each, each.replace("-", ""))]
+        icon = next((icons["icons"][name] for name in names if name in icons["icons"]), None)
+        if icon:
+            width, height = (icon.get(edge, icons.get(edge, 16)) for edge in ("width", "height"))
+            box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+            svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
+            found.append((word, bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))))
+    return found
+
+
+# Looks: other colours of the same drawings
+
+def _in_hls(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], Image.Image]:
+    """A change of the colours, [n, 3] of hue, lightness and saturation from 0 to 1."""
+
+    def look(image: Image.Image) -> Image.Image:
+        pixels = np.asarray(image).copy()
+        colours, which = np.unique(pixels[..., :3].reshape(-1, 3), axis=0, return_inverse=True)
+        hls = change(np.array([colorsys.rgb_to_hls(*(colour / 255)) for colour in colours]))
+        changed = np.array([colorsys.hls_to_rgb(*colour) for colour in hls])
+        pixels[..., :3] = np.round(255 * changed)[which.ravel()].reshape(pixels[..., :3].shape)
+        return Image.fromarray(pixels)
+
+    return look
+
+
+def _line(image: Image.Image) -> Image.Image:
+    """Edges in black on white paper of the drawing's shape."""
+    grey = image.convert("L")
+    edges = grey.filter(ImageFilter.FIND_EDGES).point(lambda value: max(0, 255 - 3 * value))
+    return Image.merge("RGBA", (edges, edges, edges, image.getchannel("A")))
+
+
+LOOKS = {
+    "grey": _in_hls(lambda hls: hls * (1, 1, 0)),
+    **{f"hue{turn}": _in_hls(lambda hls, turn=turn: (hls + (turn / 360, 0, 0)) % (1, 1.0001, 1.0001)) for turn in range(45, 360, 45)},
+    "pale": _in_hls(lambda hls: hls * (1, 0.6, 0.7) + (0, 0.38, 0)),
+    "dark": _in_hls(lambda hls: hls * (1, 0.55, 1)),
+    "line": _line,
+}
 
 
 def drawings_digest(folder: Path, words: tuple[str, ...], styles: tuple[str, ...]) -> str:
@@ -56,10 +171,12 @@ def drawings_digest(folder: Path, words: tuple[str, ...], styles: tuple[str, ...
 
 
 def _file(folder: Path, style: str, word: str) -> Path:
-    path = Path(folder) / style / f"{word}.png"
-    if not path.exists():
-        raise Refusal(f"{path}: no such drawing; `spatialreward-data fetch` gets them")
-    return path
+    """The drawing in this style or, where its set has none, the first one that there is."""
+    paths = [Path(folder) / each / f"{word}.png" for each in (style, *EVERY_STYLE)]
+    # A set that was not fetched at all is no set without this one drawing.
+    if paths[0].parent.is_dir() and (found := next((path for path in paths if path.exists()), None)):
+        return found
+    raise Refusal(f"{paths[0]}: no such drawing; `spatialreward-data fetch` gets them")
 
 
 class Drawings:
@@ -67,29 +184,35 @@ class Drawings:
 
     def __init__(self, folder: Path, words: tuple[str, ...], styles: tuple[str, ...] = STYLES):
         self.words, self.styles = words, styles
-        self._full = {}
+        self._plain = {}
         for style in styles:
             for word in words:
                 image = Image.open(_file(folder, style, word)).convert("RGBA")
-                self._full[word, style] = image.crop(image.getchannel("A").getbbox())
-        self._opaque = {name: np.asarray(image.getchannel("A")) > 127 for name, image in self._full.items()}
+                self._plain[word, style] = image.crop(image.getchannel("A").getbbox())
+        self._opaque = {name: np.asarray(image.getchannel("A")) > 127 for name, image in self._plain.items()}
+        self._full = lru_cache(maxsize=4096)(self._look)
         self.scaled = lru_cache(maxsize=4096)(self._scale)
         self.shadow = lru_cache(maxsize=4096)(self._cast)
 
     def shape(self, word: str, style: str) -> tuple[float, float]:
         """Width and height, the longer of the two being 1."""
-        width, height = self._full[word, style].size
+        width, height = self._plain[word, style.split("~")[0]].size
         return width / max(width, height), height / max(width, height)
 
     def mask(self, word: str, style: str, width: int, height: int) -> np.ndarray:
         """[height, width]: where a drawing of this size is opaque, by its nearest pixels."""
-        opaque = self._opaque[word, style]
+        opaque = self._opaque[word, style.split("~")[0]]
         rows = (np.arange(height) + 0.5) * (len(opaque) / height)
         columns = (np.arange(width) + 0.5) * (opaque.shape[1] / width)
         return opaque[rows.astype(int)[:, None], columns.astype(int)]
 
+    def _look(self, word: str, style: str) -> Image.Image:
+        style, _, look = style.partition("~")
+        image = self._plain[word, style]
+        return LOOKS[look](image) if look else image
+
     def _scale(self, word: str, style: str, width: int, height: int) -> Image.Image:
-        return self._full[word, style].resize((width, height), Image.Resampling.BILINEAR)
+        return self._full(word, style).resize((width, height), Image.Resampling.BILINEAR)
 
     def _cast(self, word: str, style: str, width: int, height: int, reach: int) -> Image.Image:
         """How dark it is round a drawing of this size, `reach` pixels further on every side."""

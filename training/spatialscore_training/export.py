@@ -39,7 +39,8 @@ def export(
 def _export(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, notice: str | None) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    said = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    # Qwen2Tokenizer would bring a normalizer of its own in place of the file's.
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     said |= {"model_max_length": 4096, "split_special_tokens": False, "add_prefix_space": False}
     _write_json(folder / "tokenizer_config.json", said)
     images = Qwen2VLImageProcessorPil(min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE).to_dict()

@@ -62,25 +62,28 @@ def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token:
     own = torch.cartesian_prod(line, line).repeat(len(batch.ids), 1)
     places = F.mse_loss(tutor.place(hidden[tutor.PLACES_AFTER][batch.ids == image_token]), own)
     at = hidden[tutor.POINTS_AFTER][batch.mentions[:, 0], batch.mentions[:, 1]]
-    pointed = tutor.point(at)
-    points = F.smooth_l1_loss(pointed, batch.places, beta=0.2)
-    fronts = F.mse_loss(tutor.front(at).squeeze(-1), batch.fronts)
+    there = F.mse_loss(tutor.there(at).squeeze(-1), batch.there.clamp(max=2).float())
+    at, one = at[batch.there == 1], batch.there == 1
+    pointed, places_told = tutor.point(at), batch.places[one]
+    points = F.smooth_l1_loss(pointed, places_told, beta=0.2)
+    fronts = F.mse_loss(tutor.front(at).squeeze(-1), batch.fronts[one])
     over = batch.clauses.unbind(1)
-    there = batch.things.isfinite()
-    found, true = tutor.things(hidden[tutor.THINGS_AFTER][over]).view_as(batch.things)[there], batch.things[there]
+    known = batch.things.isfinite()
+    found, true = tutor.things(hidden[tutor.THINGS_AFTER][over]).view_as(batch.things)[known], batch.things[known]
     things = F.smooth_l1_loss(found, true, beta=0.2)
     said = tutor.clause(hidden[tutor.CLAUSES_AFTER][over]).squeeze(-1)
     clauses = F.binary_cross_entropy_with_logits(said, batch.clause_kept.float())
     right = ((said > 0) == batch.clause_kept).float()
     figures = {
         "places": places,
-        "points": (pointed - batch.places).norm(dim=-1).mean(),
+        "points": (pointed - places_told).norm(dim=-1).mean(),
+        "there": there,
         "fronts": fronts,
         "things": (found - true).abs().mean(),
         "clauses": right.mean(),
         "broken": right[~batch.clause_kept].mean(),
     }
-    return places + 2 * points + fronts + 3 * things + clauses, figures
+    return places + 2 * points + fronts + there + 3 * things + clauses, figures
 
 
 def bradley_terry(better: Tensor, worse: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from . import language, prompts
 from .drawings import Drawings
 from .files import tries
-from .prompts import Prompt, write
+from .prompts import Prompt
 from .relations import Clause, Things, clauses_about, fact, family, verdict
 from .scenes import Scene, World, new_scene, new_twin
 
@@ -27,13 +28,27 @@ class Pair(NamedTuple):
     """Which clauses the twin breaks."""
 
 
-def verdicts(world: World, *layouts: Things) -> dict[str, dict[Clause, tuple[bool | None, ...]]]:
-    """For each relation of the world, what each layout says of each of its clauses."""
-    kinds = sorted(thing.kind for thing in layouts[0])
+PRESENCE = ("there", "without")
+
+
+def verdicts(world: World, *layouts: Things, strangers: tuple[str, ...] = ()) -> dict[str, dict[Clause, tuple[bool | None, ...]]]:
+    """For each relation of the world, what each layout says of each of its clauses; of `strangers`, which no layout has, who
+    is there is asked alone."""
+    kinds = sorted({thing.kind for things in layouts for thing in things})
     return {
-        relation: {clause: tuple(verdict(clause, things) for things in layouts) for clause in clauses_about(kinds, relation)}
+        relation: {
+            clause: tuple(verdict(clause, things) for things in layouts)
+            for clause in clauses_about([*kinds, *strangers] if relation in PRESENCE else kinds, relation)
+        }
         for relation in world.relations
     }
+
+
+def write(rng: random.Random, clauses: tuple[Clause, ...], world: World, things: Things | None = None) -> Prompt:
+    """A prompt in this world's words."""
+    if world.grammar and (rng.random() < world.grammar or any(clause.relation not in prompts.PHRASINGS for clause in clauses)):
+        return language.write(rng, clauses, world.adjectives, world.held_out)
+    return prompts.write(rng, clauses, world.phrasings, things)
 
 
 def _by_relation(said: dict, wanted: tuple) -> dict[str, list[Clause]]:
@@ -50,11 +65,19 @@ def _by_family(said: dict, wanted: tuple) -> dict[str, list[Clause]]:
     return found
 
 
+def _sort(rng: random.Random, sorts: list[str]) -> str:
+    """One of these relations or families; of the denied ones, which are as many as the others, one in six."""
+    denied = [sort for sort in sorts if sort.startswith("not_")]
+    if denied and len(denied) < len(sorts):
+        sorts = denied if rng.random() < 1 / 6 else [sort for sort in sorts if sort not in denied]
+    return rng.choice(sorts)
+
+
 def _draw(rng: random.Random, found: dict[str, list[Clause]], count: int) -> list[Clause]:
     """So many different clauses, relations being equally likely."""
     drawn: list[Clause] = []
     while found and len(drawn) < count:
-        relation = rng.choice(list(found))
+        relation = _sort(rng, list(found))
         drawn.append(clause := rng.choice(found[relation]))
         found[relation] = [other for other in found[relation] if set(other.about) != set(clause.about)]
         if not found[relation]:
@@ -110,9 +133,9 @@ def _paper_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
             continue
         told, told_of_twin, perturbed = _tell(rng, breaks, replacements, holds)
         for seed in (rng.getrandbits(32) for _ in range(8)):
-            prompts = [write(random.Random(seed), t, world.phrasings, s.things) for t, s in ((told, kept), (told_of_twin, broken))]
-            if all(world.length[0] <= len(prompt.text.split()) <= world.length[1] for prompt in prompts):
-                return Pair(prompts[0], kept, broken, prompts[1], perturbed)
+            both = [write(random.Random(seed), t, world, s.things) for t, s in ((told, kept), (told_of_twin, broken))]
+            if all(world.length[0] <= len(prompt.text.split()) <= world.length[1] for prompt in both):
+                return Pair(both[0], kept, broken, both[1], perturbed)
     raise AssertionError("tries ends by a refusal")
 
 
@@ -130,7 +153,7 @@ def new_pair(rng: random.Random, world: World, drawings: Drawings) -> Pair:
             continue
         told, told_of_twin, perturbed = _tell(rng, breaks, replacements, holds)
         seed = rng.getrandbits(32)
-        prompt, twin_prompt = (write(random.Random(seed), clauses, world.phrasings) for clauses in (told, told_of_twin))
+        prompt, twin_prompt = (write(random.Random(seed), clauses, world) for clauses in (told, told_of_twin))
         return Pair(prompt, kept, broken, twin_prompt, perturbed)
 
 
@@ -162,7 +185,9 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
     """
     for _ in tries("a scene that keeps some clause of a relation and breaks another"):
         scene = new_scene(rng, world, drawings)
-        said = verdicts(world, scene.things)
+        there = {thing.kind for thing in scene.things}
+        strangers = tuple(rng.sample([word for word in world.words if word not in there], 2)) if world.lost else ()
+        said = verdicts(world, scene.things, strangers=strangers)
         true, false = _by_family(said, (True,)), _by_family(said, (False,))
         both = [sort for sort in true if sort in false]
         stressed = [sort for sort in world.stress if sort in both]
@@ -174,10 +199,22 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
         broken = rng.randint(1, min(2, length)) if rng.random() < 0.5 else 0
         truths = [False] * broken + [True] * (length - broken)
         rng.shuffle(truths)
-        sorts = [rng.choice(stressed if stressed and rng.random() < 0.5 else both) for _ in truths]
-        clauses = tuple(rng.choice((true if truth else false)[sort]) for sort, truth in zip(sorts, truths))
-        questions.append(Question(write(rng, clauses, world.phrasings), (tuple(truths),)))
+        sorts = [_sort(rng, stressed if stressed and rng.random() < 0.5 else both) for _ in truths]
+        clauses = [rng.choice((true if truth else false)[sort]) for sort, truth in zip(sorts, truths)]
+        if strangers:
+            lacks = [not truth and rng.random() < world.lost for truth in truths]
+            clauses = [_about_a_stranger(rng, clause, strangers) if lack else clause for clause, lack in zip(clauses, lacks)]
+        questions.append(Question(write(rng, tuple(clauses), world), (tuple(truths),)))
     return [scene], questions
+
+
+def _about_a_stranger(rng: random.Random, clause: Clause, strangers: tuple[str, ...]) -> Clause:
+    """The clause about one thing that is not there, in place of one that may be: it cannot hold."""
+    if clause.relation in PRESENCE or not clause.about:
+        return clause
+    about = list(clause.about)
+    about[rng.randrange(len(about))] = rng.choice(strangers)
+    return Clause(clause.relation, tuple(about))
 
 
 def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) -> tuple[list[Scene], list[Question]]:
@@ -187,6 +224,9 @@ def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) 
         twin = new_twin(rng, scene, world, drawings)
         if twin is None:
             continue
+        if world.lost and rng.random() < 0.5:
+            # What lacks a thing is no more often the second than the first.
+            scene, twin = twin, scene
         said = verdicts(world, scene.things, twin.things)
         kept_by = {True: _by_relation(said, (True, False)), False: _by_relation(said, (False, True))}
         if all(kept_by.values()):
@@ -202,5 +242,5 @@ def new_duels(rng: random.Random, world: World, drawings: Drawings, count: int) 
         rng.shuffle(clauses)
         told, broken = (tuple(side) for side in zip(*clauses))
         kept = (True,) * len(told)
-        questions.append(Question(write(rng, told, world.phrasings), (kept, broken) if winner else (broken, kept)))
+        questions.append(Question(write(rng, told, world), (kept, broken) if winner else (broken, kept)))
     return [scene, twin], questions

@@ -2,12 +2,12 @@
 
 A clause is kept, broken, or too close to call; only clauses that are clearly kept or clearly broken are ever stated, so
 that no label is doubtful. Lengths are fractions of the picture's side; y grows downwards. A clause is about things by
-their kind's word, which is unique in a scene.
+their kind's word.
 """
 
 import re
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Iterable, NamedTuple
 
 
@@ -141,6 +141,45 @@ RULES = {
 
 PLAIN = ("left_of", "right_of", "above", "below")
 
+NEXT_TO, NOT_NEXT_TO = 0.08, 0.3
+FAR, NOT_FAR = 0.5, 0.15
+
+
+def _gap_between(a: Thing, b: Thing) -> float:
+    """Between two boxes; nought where they touch."""
+    along, across = (abs(a.x - b.x) - (a.width + b.width) / 2, abs(a.y - b.y) - (a.height + b.height) / 2)
+    return (max(along, 0) ** 2 + max(across, 0) ** 2) ** 0.5
+
+
+def _near(a: Thing, b: Thing) -> bool | None:
+    gap = _gap_between(a, b)
+    return None if overlap(a, b) else _verdict(gap <= NEXT_TO, gap >= NOT_NEXT_TO)
+
+
+def _far(a: Thing, b: Thing) -> bool | None:
+    gap = _gap_between(a, b)
+    return _verdict(gap >= FAR, gap <= NOT_FAR)
+
+
+def _not(rule):
+    def denied(*about):
+        said = rule(*about)
+        return None if said is None else not said
+
+    return denied
+
+
+# What the grammar of `language` says besides. `there` and `without` are told by which things there are (`verdict`).
+MORE = {
+    "near": _two(_near),
+    "far_from": _two(_far),
+    "there": lambda things, a: True,
+    "without": lambda things, a: False,
+}
+DENIED = tuple(relation for relation in (*RULES, "near", "far_from") if not relation.endswith("empty"))
+EVERY = RULES | MORE | {f"not_{relation}": _not((RULES | MORE)[relation]) for relation in DENIED}
+"""Every relation's rule. Those of `RULES` are the paper's kind, and the world's where it does not say otherwise."""
+
 
 MIRRORED = {"right_of": "left_of", "below": "above", "behind": "in_front_of"}
 SYMMETRIC = ("in_row", "in_column")
@@ -193,18 +232,30 @@ def says_true(phrase: str, clause: Clause, things: Things) -> bool:
 
 def arity(relation: str) -> int:
     """How many things a relation is about."""
-    return RULES[relation].__code__.co_argcount - 1
+    return EVERY[relation.removeprefix("not_")].__code__.co_argcount - 1
 
 
 def family(relation: str) -> str:
     """The name under which relations of one sort are counted."""
-    return next((sort for sort in ("corner", "edge", "empty") if relation.endswith(sort)), relation)
+    denied = "not_" if relation.startswith("not_") else ""
+    return denied + next((sort for sort in ("corner", "edge", "empty") if relation.endswith(sort)), relation.removeprefix("not_"))
 
 
 def verdict(clause: Clause, things: Things) -> bool | None:
-    """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None)."""
-    index = {thing.kind: i for i, thing in enumerate(things)}
-    return RULES[clause.relation](things, *(index[kind] for kind in clause.about))
+    """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None).
+
+    A clause about a thing that is missing is broken, be it denied or not. About one that is there twice it is broken where
+    it is so of either, and otherwise too close to call.
+    """
+    index: dict[str, list[int]] = {}
+    for i, thing in enumerate(things):
+        index.setdefault(thing.kind, []).append(i)
+    if clause.relation == "without":
+        return clause.about[0] not in index
+    said = [EVERY[clause.relation](things, *which) for which in product(*(index.get(kind, ()) for kind in clause.about))]
+    if not said or False in said:
+        return False
+    return True if said == [True] else None
 
 
 def clauses_about(kinds: Iterable[str], relation: str) -> list[Clause]:

@@ -1,7 +1,7 @@
 """Layouts, their twins, and pictures of them.
 
 A twin is the same scene with one thing changed: two things swapped, one moved, or the order in depth of an overlapping
-two reversed. Which of the two is "the" scene is for the toss of a coin (`pairs`), so that neither is the likelier one to
+two reversed; in a world with `lost` things, also one left out, another kind in its place, or there twice. Which of the two is "the" scene is for the toss of a coin (`pairs`), so that neither is the likelier one to
 look at.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .drawings import STYLES, Drawings, kinds
+from .drawings import EVERY_STYLE, LOOKS, STYLES, Drawings, kinds
 from .files import Refusal, tries
 from .relations import PLAIN, Thing, Things, overlap
 
@@ -44,6 +44,21 @@ class World:
     paper: bool = False
     """A pair as the paper has it: the number of relations is drawn from the paper's distribution, a scene's kind frames the
     prompt, no fact stands twice, words are held to what they mean, and both pictures share their background."""
+    grammar: float = 0.0
+    """How many of the prompts are by the grammar of `language`."""
+    adjectives: float = 0.3
+    """How often one of them puts an adjective before a noun."""
+    held_out: bool = False
+    """Whether they are in the grammar's phrasings and adjectives that training never shows."""
+    lost: float = 0.0
+    """How often a twin lacks a thing, has another kind in its place, or has it twice; and how often a clause is broken
+    because the picture lacks what it names."""
+    doubled: float = 0.0
+    """How often a scene has a thing twice or three times."""
+    looks: tuple[str, ...] = ()
+    """The looks in which half of the scenes have their drawings (`drawings.LOOKS`)."""
+    shadows: tuple[float, ...] = ()
+    """How far shadows reach, one of these for each scene; in place of `shadow`."""
 
     def __post_init__(self) -> None:
         """Refuses what no scene can be."""
@@ -56,7 +71,10 @@ class World:
             (in_order("clauses", 1, 64), f"clauses must be two numbers in order from 1 to 64, not {self.clauses}"),
             (0 <= self.depth <= 1, f"depth must be from 0 to 1, not {self.depth}"),
             (0 <= self.shadow <= 0.5, f"shadow must be from 0 to 0.5, not {self.shadow}"),
-            (self.styles and set(self.styles) <= set(STYLES), f"styles must be some of {', '.join(STYLES)}, not {self.styles}"),
+            (self.styles and set(self.styles) <= set(EVERY_STYLE), f"styles must be some of {', '.join(EVERY_STYLE)}, not {self.styles}"),
+            (set(self.looks) <= set(LOOKS), f"looks must be some of {', '.join(LOOKS)}, not {self.looks}"),
+            (all(0 <= shadow <= 0.5 for shadow in self.shadows), f"shadows must be from 0 to 0.5, not {self.shadows}"),
+            *((0 <= getattr(self, name) <= 1, f"{name} must be from 0 to 1, not {getattr(self, name)}") for name in ("grammar", "adjectives", "lost", "doubled")),
         ):
             if not kept:
                 raise Refusal(must)
@@ -166,6 +184,10 @@ def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
     for _ in tries(f"a scene of {world.things[0]} to {world.things[1]} things of {world.size[0]} to {world.size[1]} of the side", 1000):
         words = rng.sample(world.words, rng.randint(*world.things))
         style = rng.choice(world.styles)
+        if world.looks and rng.random() < 0.5:
+            style += f"~{rng.choice(world.looks)}"
+        if world.doubled and rng.random() < world.doubled:
+            words += [rng.choice(words)] * rng.choice((1, 1, 2))
         things: list[Thing] = []
         for word in words:
             width, height = drawings.shape(word, style)
@@ -183,7 +205,7 @@ def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
                 break
         if len(things) == len(words):
             rng.shuffle(things)
-            return Scene(tuple(things), rng.getrandbits(32), world.shadow)
+            return Scene(tuple(things), rng.getrandbits(32), rng.choice(world.shadows) if world.shadows else world.shadow)
 
 
 def _swapped(rng: random.Random, things: Things, world: World) -> Things:
@@ -210,6 +232,26 @@ def _reordered(rng: random.Random, things: Things, world: World) -> Things:
     return tuple(changed)
 
 
+def _without(rng: random.Random, things: Things, world: World) -> Things:
+    i = rng.randrange(len(things))
+    return things[:i] + things[i + 1 :]
+
+
+def _replaced(rng: random.Random, things: Things, world: World) -> Things:
+    i = rng.randrange(len(things))
+    there = {thing.kind for thing in things}
+    other = rng.choice([word for word in world.words if word not in there])
+    return *things[:i], replace(things[i], kind=other), *things[i + 1 :]
+
+
+def _twice(rng: random.Random, things: Things, world: World) -> Things:
+    """One of the things once more, or in the place of another."""
+    thing = rng.choice(things)
+    others = things if rng.random() < 0.5 else _without(rng, things, world)
+    x, y = _place(rng, thing.width, thing.height, list(others), world)
+    return *others, replace(thing, x=x, y=y)
+
+
 def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings) -> Scene | None:
     """The scene with one change, on a background of its own unless the world is the paper's; None where no change could be made."""
     for _ in range(12):
@@ -217,9 +259,11 @@ def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings)
         if world.paper:
             # Two objects swapped, or one elsewhere, far more often than depth alone.
             (change,) = rng.choices((_swapped, _moved, _reordered), (12, 12, 1))
+        if world.lost and rng.random() < world.lost:
+            change = rng.choice((_without, _replaced, _twice))
         things = change(rng, scene.things, world)
         if things != scene.things and allowed(things, drawings):
-            return Scene(things, scene.ground if world.paper else rng.getrandbits(32), world.shadow)
+            return Scene(things, scene.ground if world.paper else rng.getrandbits(32), scene.shadow)
     return None
 
 

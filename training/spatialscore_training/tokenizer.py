@@ -6,14 +6,15 @@ Every kind's word becomes one token, so that matching a name with a drawing is m
 
 import os
 import random
+import re
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from . import language, prompts
 from .drawings import kinds
-from .prompts import write
-from .relations import RULES, clauses_about
+from .relations import EVERY, RULES, clauses_about
 
 # Name, and whether it is special in the sense of the tokenizers library, in the order of Qwen2.5-VL's ids.
 SPECIAL = [(f"<|{name}|>", True) for name in """endoftext im_start im_end object_ref_start object_ref_end box_start
@@ -57,21 +58,41 @@ BEFORE = (
 BEHIND = INSTRUCTION.split("{prompt}")[1]
 
 
+def _texts(conversation: str) -> list[str]:
+    """What stands between its special tokens."""
+    return [text for text in re.split(r"<\|.*?\|>", conversation) if text]
+
+
+def normalizer() -> normalizers.Normalizer:
+    """What makes one text of all the ways to type it: NFC, lower case, each run of white space one space, none at the ends.
+
+    It sees each text between two special tokens. What the conversation itself says there must come out as it went in: the
+    line's end behind the prompt, and the capitals and the line's end in the two texts before it.
+    """
+    before = [text for text in _texts(BEFORE) if text != text.lower()]
+    kept = [normalizers.Replace(Regex(r"\A" + re.escape(re.sub(r"\s+", " ", text.lower()))), text) for text in before]
+    spaces = [normalizers.Replace(Regex(r"\s+(?=\S)"), " "), normalizers.Replace(Regex(r"\s+\z"), "\n")]
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), *spaces, *kept])
+
+
 def _prompts(rng: random.Random, count: int):
-    """Prompts of one to six clauses about random kinds, every relation and phrasing among them."""
+    """Prompts of one to six clauses about random kinds, every relation, phrasing and other word among them."""
     words = list(kinds())
     for _ in range(count):
-        clauses = []
+        by_grammar, clauses = rng.random() < 0.6, []
         for _ in range(rng.randint(1, 6)):
-            relation = rng.choice(list(RULES))
+            relation = rng.choice(list(EVERY if by_grammar else RULES))
             clauses.append(rng.choice(clauses_about(rng.sample(words, 3), relation)))
-        yield write(rng, tuple(clauses), (rng.choice((0, -2)), 99)).text
+        if by_grammar:
+            yield language.write(rng, tuple(clauses), held_out=rng.random() < 0.1).text
+        else:
+            yield prompts.write(rng, tuple(clauses), (rng.choice((0, -2)), 99)).text
 
 
-def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
+def train_tokenizer(vocabulary: int = 2048, seed: int = 0) -> Tokenizer:
     """The tokenizer with at most so many ordinary tokens, the special ones behind them."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
@@ -81,9 +102,8 @@ def train_tokenizer(vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
-    sentences = [" " + prompt for prompt in _prompts(random.Random(seed), 20000)]
-    frame = "system\nYou are a helpful assistant.\nuser\nassistant\n" + INSTRUCTION.split("{")[0]
-    tokenizer.train_from_iterator(sentences + [frame] * 100, trainer)
+    sentences = [f" {prompt}\n" for prompt in _prompts(random.Random(seed), 20000)]
+    tokenizer.train_from_iterator(sentences + _texts(BEFORE) * 100, trainer)
     for name, special in [*SPECIAL, (REWARD_TOKEN, True)]:
         tokenizer.add_tokens([AddedToken(name, special=special, normalized=False)])
     for word in kinds():

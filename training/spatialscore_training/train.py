@@ -35,11 +35,12 @@ from tqdm import tqdm
 from . import losses
 from .batches import Batch, Lessons
 from .curves import plot_curves
-from .drawings import DEFAULT_FOLDER, STYLES, drawings_digest, kinds
+from .drawings import DEFAULT_FOLDER, EVERY_STYLE, drawings_digest, kinds
 from .files import Refusal, beside, command
 from .model import Tutor, look, names, new_model, read, whiten
-from .relations import PLAIN, RULES
+from .relations import EVERY, PLAIN, RULES
 from .scenes import World
+from .start import start_from
 from .tokenizer import kind_ids, run_tokenizer
 from .truth import EXTRAS
 
@@ -70,16 +71,18 @@ class Stage:
     warmup: int = 100
     after: tuple[str, ...] = ()
     """Stages whose weights this one starts from: of an `eyes` stage the eyes, of a `reader` stage the rest."""
+    start: str = ""
+    """A checkpoint whose weights it starts from before those (`start`)."""
 
 
 def read_recipe(path: Path | None) -> list[Stage]:
     """The stages of a recipe: a world by default, changed by each stage's own."""
-    text = path.read_text() if path else (files(__package__) / "mini.toml").read_text()
+    text = (path if path and path.suffix else files(__package__) / f"{path or 'mini'}.toml").read_text()
     recipe = tomllib.loads(text)
     stages = []
     for name, stage in recipe["stages"].items():
         world = {key: tuple(v) if isinstance(v, list) else v for key, v in (recipe["world"] | stage.pop("world", {})).items()}
-        relations = {"plain": PLAIN, "all": tuple(RULES)}[world.pop("relations")]
+        relations = {"plain": PLAIN, "all": tuple(RULES), "every": tuple(EVERY)}[world.pop("relations")]
         stages.append(Stage(name, world=World(relations=relations, **world), after=tuple(stage.pop("after", ())), **stage))
     return stages
 
@@ -118,6 +121,11 @@ class Trainer:
         self.model = new_model(self.tokenizer, seed).to(device)
         config = self.model.config
         self.tutor = Tutor(config.text_config.hidden_size, config.vision_config.hidden_size, len(kinds()), EXTRAS, seed).to(device)
+        if stage.start:
+            start_from(Path(stage.start), self.model, self.tokenizer)
+            # The heads that taught it are not in a checkpoint. At nought new ones ask nothing of it until they have learned.
+            for parameter in self.tutor.parameters():
+                nn.init.zeros_(parameter)
         for name in stage.after:
             self._inherit(torch.load(folder / f"{name}.pt", map_location=device, weights_only=True))
         eyes, head = (set(part.parameters()) for part in (self.model.model.visual, self.model.rm_head))
@@ -135,7 +143,7 @@ class Trainer:
         self.lessons = Lessons(
             stage.world, stage.side, stage.rows, stage.prompts, stage.duel, stage.trains != "reader", self.tokenizer, drawings, f"{seed}:{stage.name}"
         )
-        if stage.trains == "eyes" and not stage.after:
+        if stage.trains == "eyes" and not (stage.after or stage.start):
             whiten(self.model, torch.cat([self.lessons[-i].pictures for i in range(1, 9)]).to(device))
         self.step = 0
         self.made_with = made_with(stage, drawings, seed)
@@ -305,13 +313,13 @@ class _Curve:
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, help="a recipe of your own (default: the package's mini.toml)")
+    parser.add_argument("--recipe", type=Path, help="a recipe of the package (mini, wide) or a .toml of your own (default: mini)")
     parser.add_argument("--run", default="mini", help="the run's name (default: %(default)s)")
     parser.add_argument("--stage", help="only this stage, whatever it waits for (default: each in turn)")
     parser.add_argument("--trains", choices=("eyes", "reader", "head", "all"), help="only the stages that train this part")
     parser.add_argument("--steps", type=int, help="end a stage after so many steps in place of the recipe's")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop, resumable, after so long (default: never)")
-    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="of the drawings (default: all)")
+    parser.add_argument("--styles", nargs="+", choices=EVERY_STYLE, help="of the drawings (default: as the recipe says)")
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder of the drawings (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
@@ -335,7 +343,7 @@ def main() -> None:
     for stage in stages:
         if options.stage not in (None, stage.name):
             continue
-        world = replace(stage.world, styles=tuple(options.styles))
+        world = replace(stage.world, styles=tuple(options.styles or stage.world.styles))
         stage = replace(stage, world=world, steps=options.steps or stage.steps)
         if options.trains in (None, stage.trains) and not has_ended(stage, folder, options.drawings, options.seed):
             waits = [name for name in stage.after if name not in ended]

@@ -1,6 +1,7 @@
 """The trainer's short cuts give what transformers gives, and a stage resumes bit for bit."""
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,17 +11,23 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import Qwen2VLImageProcessorPil
 
-from spatialscore_training import merge
+from spatialscore_training import language, merge
 from spatialscore_training.batches import Lessons
+from spatialscore_training.drawings import kinds
 from spatialscore_training.files import Refusal
 from spatialscore_training.model import look, new_model, patches, read
+from spatialscore_training.relations import EVERY, clauses_about
 from spatialscore_training.scenes import World
-from spatialscore_training.tokenizer import kind_ids, train_tokenizer
+from spatialscore_training.start import EMBEDDING, start_from
+from spatialscore_training.tokenizer import BEFORE, BEHIND, kind_ids, train_tokenizer
 from spatialscore_training.train import Stage, Trainer, main, read_recipe
 
 from test_generator import drawings, folder  # noqa: F401
+from test_language import WIDE
 
 WORLD = World(kinds=16, things=(2, 3), clauses=(1, 2))
 SIDE = 112
@@ -37,9 +44,53 @@ def batch(folder, tokenizer):
 
 
 def test_any_text_is_legal(tokenizer):
-    text = "Ünïcode ☃ and 日本語, \t tabs"
+    text = "ünïcode ☃ and 日本語, tabs"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert len(set(kind_ids(tokenizer))) == len(kind_ids(tokenizer))
+
+
+@pytest.mark.parametrize("typed", ["A Cat  Is LEFT\tof a\u00a0Dog", "A CAT IS LEFT OF A DOG \r\n\n", "\u3000a cat is\nleft of a dog"])
+def test_a_prompt_may_be_typed_in_any_way(tokenizer, typed):
+    ids = lambda prompt: tokenizer.encode(f"{BEFORE} {prompt}{BEHIND}").ids
+    assert ids(typed) == ids("a cat is left of a dog") != ids("a dog is left of a cat")
+    # What the conversation says itself stays as it is.
+    assert tokenizer.decode(ids("a cat"), skip_special_tokens=False) == f"{BEFORE} a cat{BEHIND}"
+
+
+def test_names_and_clauses_end_with_a_token(tokenizer):
+    for seed in range(300):
+        rng = random.Random(seed)
+        clauses = tuple(rng.choice(clauses_about(rng.sample(list(kinds()), 3), rng.choice(list(EVERY)))) for _ in range(3))
+        prompt = language.write(rng, clauses, held_out=seed % 5 == 0)
+        ends = {stop - 1 for _, stop in tokenizer.encode(f" {prompt.text}{BEHIND}").offsets}
+        assert {*prompt.ends, *(mention.end for mention in prompt.mentions)} <= ends, prompt.text
+
+
+@torch.no_grad()
+def test_a_model_starts_where_a_checkpoint_of_fewer_words_stands(batch, tokenizer):
+    """In words that both know, their rewards are the same; a new kind's name is no old one's."""
+    shipped = Path(__file__).parents[2] / "models/spatialscore-mini"
+    before = Tokenizer.from_file(str(shipped / "tokenizer.json"))
+    prompt, rewards = " a cat is to the left of a dog.", []
+    for words in (before, tokenizer):
+        model = new_model(words, 0).eval()
+        start_from(shipped, model, words)
+        ids = torch.tensor([words.encode(BEFORE + prompt + BEHIND).ids])
+        model.model.language_model.config._attn_implementation = "sdpa"
+        pads = ids[0].tolist().index(words.token_to_id("<|image_pad|>"))
+        cells = (SIDE // 28) ** 2
+        ids = torch.cat([ids[:, :pads], ids[:, pads : pads + 1].expand(1, cells), ids[:, pads + 1 :]], dim=1)
+        seen = model.model(
+            input_ids=ids,
+            pixel_values=patches(batch.pictures[:1]),
+            image_grid_thw=torch.tensor([[1, SIDE // 14, SIDE // 14]]),
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            use_cache=False,
+        )
+        rewards.append(model.rm_head(seen.last_hidden_state[0, -1]))
+    assert torch.allclose(*rewards, atol=1e-5)
+    table, zebra = model.get_parameter(EMBEDDING), tokenizer.encode(" zebra").ids
+    assert not any(torch.equal(table[zebra[0]], row) for row in load_file(shipped / "model.safetensors")[EMBEDDING])
 
 
 def test_patches_are_the_image_processors(batch):
@@ -68,8 +119,9 @@ def test_prompts_packed_are_as_alone(batch, tokenizer):
 
 
 @pytest.mark.parametrize("trains", ["eyes", "reader", "head", "all"])
-def test_a_stage_resumes_bit_for_bit(trains, folder, tmp_path):
-    stage = Stage("try", trains, WORLD, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE, duel=trains in ("head", "all"))
+@pytest.mark.parametrize("world", [WORLD, WIDE], ids=["before", "wide"])
+def test_a_stage_resumes_bit_for_bit(trains, world, folder, tmp_path):
+    stage = Stage("try", trains, world, steps=4, rows=2, prompts=2, rate=1e-3, side=SIDE, duel=trains in ("head", "all"))
     weights = []
     for name, halts in (("whole", [4]), ("halves", [2, 4])):
         (tmp_path / name).mkdir()

@@ -1,0 +1,191 @@
+"""The grammar: that what it says is what the clause claims, by a reader that knows neither relations nor phrasings."""
+
+import hashlib
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from spatialscore_training import goals, language
+from spatialscore_training.drawings import LOOKS, STYLES, Drawings, kinds
+from spatialscore_training.pairs import new_duels, new_pair, new_questions
+from spatialscore_training.relations import EVERY, PLAIN, RULES, Clause, Thing, verdict
+from spatialscore_training.scenes import Scene, World, draw
+
+from test_generator import FULL, drawings, folder, thing  # noqa: F401
+
+WIDE = World(kinds=16, things=(2, 5), relations=tuple(EVERY), clauses=(1, 4), depth=0.2, grammar=0.8, lost=0.5, doubled=0.2)
+SIDE = re.compile(r"\b(left|right(?! (?:above|over|under|beneath|below))|above|over|on top|atop|higher|below|under|underneath|beneath|lower|bottom|top|upper|on side|up|down)\b")
+AXIS = {"left": ("x", -1), "right": ("x", 1)} | {word: ("y", -1) for word in ("above", "over", "on top", "atop", "higher", "top", "upper", "up")}
+AXIS |= {word: ("y", 1) for word in ("below", "under", "underneath", "beneath", "lower", "bottom", "down")}
+
+
+def heard(text: str, first: str, second: str) -> tuple[str, int]:
+    """Along which axis, and which way from the second name, a listener looks for what the first name means.
+
+    People hear what a side is said of: the name behind "of" and its like is the one to start from; "it" is the name before;
+    where each name has its own side, each is on that side; a list from one side to the other begins there.
+    """
+    text = text.lower()
+    at, then = (re.search(rf"\b{name}\b", text).start() for name in (first, second))
+    names = sorted(((at, first), (then, second)))
+    (start, one), (stop, other) = names
+    before, between, behind = text[:start], text[start + len(one) : stop], text[stop + len(other) :]
+    sides = [[found[0] for found in SIDE.finditer(part)] for part in (before, between, behind)]
+    if "from left to right" in before or "from top to bottom" in before or "looking from left" in before:
+        side, subject = sides[0][0], one
+    elif sides[0] and re.search(r"\band\b|,", between) and sides[1] and not re.search(r"\b(of|than)\s*\S*\s*$", before):
+        side, subject = sides[0][0], one  # "on the left X and on the right Y"
+    elif sides[1] and sides[2] and not re.search(r"\bit\b|\bwhere\b", behind):
+        side, subject = sides[1][0], one  # "X on the left and Y on the right"
+    elif sides[0] and not sides[1]:
+        side, subject = sides[0][0], other  # "left of X there is Y", "look left of X to see Y"
+        if re.search(r"side shows|part shows", before):
+            subject = one
+    elif sides[1]:
+        side, subject = sides[1][0], one  # "X is left of Y", "X, left of Y"
+    else:
+        side, subject = sides[2][0], other  # "X has Y to its left", "X with Y left of it"
+    axis, way = AXIS[side]
+    return axis, way if subject == first else -way
+
+
+@pytest.mark.parametrize("relation", PLAIN)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_listener_hears_what_the_clause_claims(relation, held_out):
+    told = {"left_of": ("x", -1), "right_of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}[relation]
+    wrong = set()
+    for forms in language.phrasings(relation, held_out).values():
+        for phrase in (phrase for group in forms for phrase in group):
+            text = phrase.format_map({"a": "the cat", "b": "the dog", "is": "is", "placed": "placed"})
+            if heard(text, "cat", "dog") != told:
+                wrong.add(text)
+    assert not wrong
+
+
+DENIAL = re.compile(r"\b(not|no|never|isn't|cannot|without|missing|nothing|empty|blank|free|stays clear|clear)\b")
+
+
+@pytest.mark.parametrize("relation", EVERY)
+def test_what_is_denied_says_so_and_nothing_else_does(relation):
+    phrases = [p for held_out in (False, True) for groups in language.phrasings(relation, held_out).values() for group in groups for p in group]
+    denies = relation == "without" or relation.startswith("not_") or relation.endswith("empty")
+    words = [phrase.replace("{not}", "is not") if denies else phrase.replace("not far from", "near") for phrase in phrases]
+    assert phrases and all(bool(DENIAL.search(phrase)) == denies for phrase in words)
+
+
+def test_what_is_held_out_is_never_trained_on():
+    for relation in EVERY:
+        shown, held = ({p for groups in language.phrasings(relation, late).values() for group in groups for p in group} for late in (False, True))
+        assert shown and not shown & held
+    said = {late: " ".join(language.write(random.Random(i), (Clause("there", ("cat",)),), 1.0, late).text for i in range(3000)) for late in (False, True)}
+    last = language.GRAMMAR["nouns"]["adjectives"][-language.GRAMMAR["nouns"]["held_out"] :]
+    assert not any(re.search(rf"\b{word}\b", said[False]) for word in last) and all(word in said[True] for word in last)
+
+
+def test_prompts_say_where_their_names_are():
+    for seed in range(600):
+        rng = random.Random(seed)
+        clauses = tuple(Clause(rng.choice(["left_of", "near", "not_above", "behind"]), tuple(rng.sample(list(kinds()), 2))) for _ in range(3))
+        prompt = language.write(rng, clauses)
+        assert len(prompt.mentions) >= 3 and len(prompt.ends) == 3
+        for mention in prompt.mentions:
+            assert prompt.text[mention.start : mention.end].lower() in (mention.kind, *kinds()[mention.kind].synonyms)
+        assert all(prompt.text[end : end + 1] in ("", ".", ",", ";", " ", '"') for end in prompt.ends)
+        assert "  " not in prompt.text and " ," not in prompt.text and "{" not in prompt.text
+        for article, word in re.findall(r"\b([Aa]n?) (\w+)", prompt.text):
+            vowel = word[0].lower() in "aeiou" and word not in ("unicorn", "ufo", "used", "one")
+            assert (article.lower() == "an") == (vowel or word == "hourglass"), prompt.text
+
+
+@pytest.mark.parametrize(
+    "relation, about, layout, expected",
+    [
+        ("left_of", "ab", [("a", 0.2, 0.5)], False),
+        ("not_left_of", "ab", [("a", 0.8, 0.5)], False),
+        ("not_left_of", "ab", [("a", 0.8, 0.5), ("b", 0.2, 0.5)], True),
+        ("not_left_of", "ab", [("a", 0.2, 0.5), ("b", 0.8, 0.5)], False),
+        ("left_of", "ab", [("a", 0.1, 0.5), ("b", 0.35, 0.5), ("a", 0.6, 0.5), ("b", 0.9, 0.5)], False),
+        ("left_of", "ab", [("a", 0.1, 0.2), ("a", 0.1, 0.8), ("b", 0.9, 0.5)], None),
+        ("there", "a", [("a", 0.2, 0.5)], True),
+        ("there", "c", [("a", 0.2, 0.5)], False),
+        ("there", "a", [("a", 0.2, 0.5), ("a", 0.8, 0.5)], None),
+        ("without", "c", [("a", 0.2, 0.5)], True),
+        ("without", "a", [("a", 0.2, 0.5)], False),
+        ("near", "ab", [("a", 0.3, 0.5), ("b", 0.52, 0.5)], True),
+        ("near", "ab", [("a", 0.2, 0.5), ("b", 0.8, 0.5)], False),
+        ("far_from", "ab", [("a", 0.1, 0.1), ("b", 0.9, 0.9)], True),
+        ("far_from", "ab", [("a", 0.3, 0.5), ("b", 0.52, 0.5)], False),
+    ],
+)
+def test_what_is_missing_doubled_denied_or_near(relation, about, layout, expected):
+    assert verdict(Clause(relation, tuple(about)), tuple(thing(*t) for t in layout)) is expected
+
+
+def test_pairs_keep_what_they_promise(drawings):
+    rng, presence = random.Random(1), 0
+    for _ in range(150):
+        pair = new_pair(rng, WIDE, drawings)
+        assert all(verdict(clause, pair.kept.things) for clause in pair.prompt.clauses)
+        assert not all(verdict(clause, pair.broken.things) for clause in pair.prompt.clauses)
+        assert all(verdict(clause, pair.broken.things) for clause in pair.twin_prompt.clauses)
+        counts = [sorted(t.kind for t in scene.things) for scene in (pair.kept, pair.broken)]
+        presence += counts[0] != counts[1]
+    assert presence > 30
+
+
+@pytest.mark.parametrize("ask", [new_questions, new_duels])
+def test_the_prompt_alone_does_not_tell(ask, drawings):
+    """Not whether it denies something, nor how many clauses it has; of those with one clause."""
+    rng, seen = random.Random(3), {}
+    world = replace(WIDE, clauses=(1, 1))
+    for _ in range(400):
+        _, questions = ask(rng, world, drawings, 4)
+        for question in questions:
+            relation = question.prompt.clauses[0].relation
+            denied = relation.startswith("not_") or relation == "without"
+            seen.setdefault(denied, []).append(question.truths[0][0])
+    assert all(0.42 < sum(truths) / len(truths) < 0.58 for truths in seen.values()), {k: sum(v) / len(v) for k, v in seen.items()}
+
+
+def test_worlds_of_before_give_the_pairs_of_before(drawings):
+    """Their data sets are named by their arguments; another digest is another `GENERATOR`."""
+    whole = hashlib.sha256()
+    for world in (World(kinds=16, things=(2, 3)), FULL, replace(FULL, clauses=(3, 12), things=(4, 6), length=(30, 100), paper=True)):
+        for seed in range(5):
+            whole.update(repr(new_pair(random.Random(seed), world, drawings)).encode())
+    assert whole.hexdigest() == "352c2682105d9a77cb17dd70cd3cee2db94addc00f1ae777a0c03aa91af0a8a7"
+
+
+def test_looks_change_colours_and_nothing_else(drawings):
+    scene = Scene((thing("cat", 0.3, 0.5, 0.4), thing("apple", 0.7, 0.5, 0.3)), 5, 0.0)
+    plain = draw(scene, 112, drawings)
+    for look in LOOKS:
+        styled = replace(scene, things=tuple(replace(t, style=f"google~{look}") for t in scene.things))
+        assert drawings.mask("cat", f"google~{look}", 40, 40).tolist() == drawings.mask("cat", "google", 40, 40).tolist()
+        image = draw(styled, 112, drawings)
+        assert image.getpixel((1, 1)) == plain.getpixel((1, 1)) and image.tobytes() != plain.tobytes()
+    grey = drawings.scaled("cat", "google~grey", 40, 40).getpixel((20, 20))
+    assert max(grey[:3]) - min(grey[:3]) <= 1
+
+
+def test_the_goals_prompts_say_the_clause(drawings):
+    """The forms that the goals are measured in, heard by the same listener."""
+    world = World(kinds=16, things=(2, 2))
+    for seed in range(40):
+        rng = random.Random(seed)
+        pair = new_pair(rng, world, drawings)
+        clause = pair.prompt.clauses[0]
+        a, b = clause.about
+        told = {"left_of": ("x", -1), "right_of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}[clause.relation]
+        for text in (*(goals.form(text)(rng, pair) for text in (*goals.FORMS.values(), *goals.PARAPHRASES)), goals.two_sided(rng, pair)):
+            assert heard(text, a, b) == told, text
+        for name, cheat in goals.CHEATS.items():
+            there = [t.kind for t in cheat(rng, pair.kept, a, b).things]
+            expected = {"A alone": [a], "B alone": [b], "neither": [], "A B A B in a line": [a, b, a, b], "rows of both": [a] * 4 + [b] * 4}.get(name)
+            if expected is None:
+                missing, other = (a, b) if "A's" in name else (b, a)
+                assert missing not in there and other in there and len(there) == 2
+            else:
+                assert there == expected
