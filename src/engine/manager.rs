@@ -417,6 +417,37 @@ pub(super) fn place<S: Scorer + Send + 'static>(
         kept.insert(id, Kept { settings, makers, reference: candidate.reference() });
     }
     let (up, up_now) = watch::channel(0);
+    let (workers, rosters) = start_workers(settings, queue, &up, of_device)?;
+    let models = candidates.into_iter().map(|candidate| Arc::new(candidate.into_model(first_flops)));
+    let models = Arc::new(Models::new(models.collect()));
+    let workers = Arc::new(Mutex::new(workers));
+    let manager = ModelManager {
+        settings: settings.clone(),
+        models: Arc::clone(&models),
+        queue: Arc::clone(queue),
+        results: Arc::clone(results),
+        up,
+        workers: Arc::clone(&workers),
+        rosters: Mutex::new(rosters),
+        missing: Mutex::default(),
+        kept: Mutex::new(kept),
+        first_flops,
+        loader,
+        busy: Mutex::new(()),
+    };
+    Ok(Placed { manager, models, workers, up: up_now })
+}
+
+/// The workers of these devices, and what each shall have, once every one has come up.
+type Working<S> = (Vec<JoinHandle<()>>, BTreeMap<String, Arc<worker::Models<S, LoadError>>>);
+
+/// Starts a worker for each device.
+fn start_workers<S: Scorer + Send + 'static>(
+    settings: &Settings,
+    queue: &Arc<Queue>,
+    up: &watch::Sender<usize>,
+    of_device: BTreeMap<String, Makers<S>>,
+) -> Result<Working<S>, LoadError> {
     let (report, reports) = std::sync::mpsc::channel();
     let (mut workers, mut rosters, count) = (Vec::new(), BTreeMap::new(), of_device.len());
     for (device, makers) in of_device {
@@ -438,22 +469,5 @@ pub(super) fn place<S: Scorer + Send + 'static>(
         super::end(queue, workers);
         return Err(error);
     }
-    let models = candidates.into_iter().map(|candidate| Arc::new(candidate.into_model(first_flops)));
-    let models = Arc::new(Models::new(models.collect()));
-    let workers = Arc::new(Mutex::new(workers));
-    let manager = ModelManager {
-        settings: settings.clone(),
-        models: Arc::clone(&models),
-        queue: Arc::clone(queue),
-        results: Arc::clone(results),
-        up,
-        workers: Arc::clone(&workers),
-        rosters: Mutex::new(rosters),
-        missing: Mutex::default(),
-        kept: Mutex::new(kept),
-        first_flops,
-        loader,
-        busy: Mutex::new(()),
-    };
-    Ok(Placed { manager, models, workers, up: up_now })
+    Ok((workers, rosters))
 }

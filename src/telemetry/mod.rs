@@ -46,7 +46,7 @@ pub const BATCH_ITEMS: &str = "spatialscore_batch_items";
 pub const BATCH_TOKENS: &str = "spatialscore_batch_tokens";
 /// Tokens of a batch as a share of what it may hold. Nothing is padded: every token is a sample's.
 pub const BATCH_FILL: &str = "spatialscore_batch_fill_ratio";
-/// Different sample lengths in a batch: attention runs once for each.
+/// Different sample lengths in a batch.
 pub const BATCH_LENGTHS: &str = "spatialscore_batch_lengths";
 /// Forwards that failed and were tried again with fewer items.
 pub const FORWARD_FAILURES: &str = "spatialscore_forward_failures_total";
@@ -248,7 +248,7 @@ fn describe() {
     describe_histogram!(BATCH_ITEMS, "Items of a batch.");
     describe_histogram!(BATCH_TOKENS, "Tokens of a batch.");
     describe_histogram!(BATCH_FILL, "Tokens of a batch as a share of what it may hold; nothing is padded.");
-    describe_histogram!(BATCH_LENGTHS, "Different sample lengths in a batch; attention runs once for each.");
+    describe_histogram!(BATCH_LENGTHS, "Different sample lengths in a batch.");
     describe_counter!(WORKER_RESTARTS, "Workers that were lost and made anew, by device.");
     describe_gauge!(WORKERS, "Workers that are up.");
     describe_counter!(
