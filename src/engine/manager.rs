@@ -427,7 +427,7 @@ pub(super) fn place<S: Scorer + Send + 'static>(
     if let Err(error) = came_up.and_then(|came_up| {
         if came_up.len() == count { Ok(()) } else { Err(LoadError::Probe("a worker ended".into())) }
     }) {
-        super::end(queue, workers);
+        super::lifeline::end(queue, workers);
         return Err(error);
     }
     let models = candidates.into_iter().map(|candidate| Arc::new(candidate.into_model(first_flops)));

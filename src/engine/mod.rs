@@ -2,6 +2,7 @@
 
 mod candidate;
 mod cpu_pool;
+mod lifeline;
 mod load;
 mod loaded;
 mod look;
@@ -15,8 +16,7 @@ mod shadow;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -30,6 +30,7 @@ use crate::processor::{Decoded, Draft, Item};
 use crate::request_context::Claim;
 use crate::scheduler::{Job, Permit, Queue, Scored};
 
+pub use lifeline::Lifeline;
 pub use load::{Examination, load, load_all, loader};
 pub use loaded::{LoadError, Loaded, MakeScorer, ModelInfo, Terms};
 pub use look::Look;
@@ -62,16 +63,6 @@ pub struct Engine {
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
-}
-
-/// What the owner of an engine keeps: it outlives the engine and ends it.
-#[derive(Debug)]
-pub struct Lifeline {
-    queue: Arc<Queue>,
-    stop: watch::Sender<bool>,
-    up: watch::Receiver<usize>,
-    alive: mpsc::Receiver<Infallible>,
-    workers: manager::Workers,
 }
 
 /// An engine, what ends it, and what has its models come and go.
@@ -463,39 +454,3 @@ enum Step {
 
 /// What an item is told that a stopping server could not score in time.
 const STOPPED: &str = "the server stopped before the item could be scored";
-
-impl Lifeline {
-    /// Waits until no call needs the engine any more.
-    pub async fn released(&mut self) {
-        // Nothing is ever sent: this ends when the engine, and with it the last sender, is dropped.
-        let _ = self.alive.recv().await;
-    }
-
-    /// How many workers are up, now and from now on.
-    pub fn workers_up(&self) -> watch::Receiver<usize> {
-        self.up.clone()
-    }
-
-    /// Answers everything that is not answered yet with [`ScoreError::Unavailable`].
-    pub fn abandon(&self) {
-        self.queue.close(STOPPED);
-        self.queue.fail_waiting(&ScoreError::Unavailable(STOPPED));
-        self.stop.send_replace(true);
-    }
-
-    /// Ends the workers once the queue is empty and waits for them.
-    pub fn join(self) {
-        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        end(&self.queue, workers);
-    }
-}
-
-/// Ends workers once their queue is empty and waits for them.
-fn end(queue: &Queue, workers: Vec<JoinHandle<()>>) {
-    queue.close(STOPPED);
-    for worker in workers {
-        if worker.join().is_err() {
-            tracing::error!("a worker ended with a panic");
-        }
-    }
-}
