@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::form;
 use super::score::{Asked, ErrorAnswer, Item, QuestionAsked, Receipt, Score};
-use crate::edge::grpc::{claim, code_name, work_item};
+use crate::edge::grpc::{MadeUp, claim, code_name, work_item};
 use crate::edge::http::json::{Base64, Plain, Structured};
 use crate::edge::http::response::Refused;
 use crate::edge::http::{Call, Edge, Outcome, Served, outcomes};
@@ -202,6 +202,7 @@ impl Explanation {
         mut call: Call,
     ) -> Result<Self, Refused> {
         call.priority = Priority::Evaluation;
+        call.extensions.insert(MadeUp);
         let engine = edge.handlers.engine()?;
         let claim = Claim { priority: call.priority, ..claim(&call.extensions) };
         let ready = engine.models().ready(&models).await?;
