@@ -17,6 +17,8 @@
 //!
 //! [`audit`] is the log of what judged which item: the engine hands in its lines, and `spatialscore replay` reads them.
 //!
+//! [`recent`] is what was scored in the last minutes: the engine hands it in, and the edge shows it.
+//!
 //! [`explain`] is what an explanation changes in a picture or a prompt: the edge and the command line score what it makes.
 //!
 //! [`byte_room`], [`config`], [`device`], [`error`], [`files`], [`process`], [`request_context`], [`statistics`] and
@@ -37,6 +39,7 @@ pub mod files;
 pub mod model;
 pub mod process;
 pub mod processor;
+pub mod recent;
 pub mod request_context;
 pub mod scheduler;
 pub mod server;

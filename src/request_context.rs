@@ -45,6 +45,8 @@ pub struct Claim {
     pub priority: Priority,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
+    /// Whether the server made the item up, to explain another.
+    pub made_up: bool,
 }
 
 impl Claim {

@@ -37,6 +37,7 @@ use crate::engine::{
     self, Engine, IntoLoaded, Lifeline, LoadError, Loader, ModelControl, Models, Onlookers, Shadow, Tap,
 };
 use crate::model::Scorer;
+use crate::recent::Recent;
 use crate::scheduler::worker::BACKOFF;
 use crate::telemetry;
 
@@ -182,7 +183,8 @@ where
 {
     let (audit, writer) = open_audit(&settings)?.unzip();
     let (tap, shadow) = settings.shadow.as_ref().map(Tap::new).unzip();
-    let onlookers = (Onlookers { audit, shadow: tap }, shadow);
+    let recent = settings.recent.as_ref().map(Recent::new);
+    let onlookers = (Onlookers { audit, shadow: tap, recent }, shadow);
     let ended = serve_models(settings, ports, load, loader, onlookers, shutdown).await;
     if let Some(writer) = writer {
         writer.end(AUDIT_TIMEOUT);
@@ -240,6 +242,8 @@ where
     manager_sender.send_replace(Some(manager.clone() as Arc<dyn ModelControl>));
     // It ends with the first word to stop: what it holds of the engine is nothing to wait for.
     let shadow = shadow.map(|shadow| AbortOnDropHandle::new(tokio::spawn(shadow.run(Arc::clone(&engine)))));
+    let recent =
+        engine.recent().map(|recent| AbortOnDropHandle::new(tokio::spawn(Arc::clone(recent).follow())));
     stage.send_replace(Stage::Serving(engine));
     let up = lifeline.workers_up();
     let stop = tokio::select! {
@@ -249,7 +253,7 @@ where
         at_once = &mut shutdown => Ok(at_once),
     };
 
-    drop(shadow);
+    drop((shadow, recent));
     serving.announce(false);
     manager_sender.send_replace(None);
     drop(manager);
@@ -400,7 +404,8 @@ fn open(
     let health = Health::new(is_serving.clone());
     let limits = &settings.limits;
     warn_of_plain_tokens(settings);
-    let gate = Gate::new(tokens("tokens", settings.tokens_file.as_ref())?, limits);
+    let overseers = tokens("admin tokens", settings.admin.tokens_file.as_ref())?;
+    let gate = Gate::new(tokens("tokens", settings.tokens_file.as_ref())?, overseers.clone(), limits);
     let calls = ServiceBuilder::new().layer(CrowdLayer::new(&gate)).layer(CallLayer).layer(gate);
     let wire = Wire::new(certificates(settings)?, settings);
     let (close, closed) = watch::channel(false);
@@ -412,7 +417,7 @@ fn open(
         ports.spawn(transport::serve(Arc::clone(&wire), Protocol::Http1, listener, service, closed.clone()));
     }
     if let Some(listener) = admin {
-        let gate = Gate::new(tokens("admin tokens", settings.admin.tokens_file.as_ref())?, limits);
+        let gate = Gate::new(overseers, None, limits);
         let calls = ServiceBuilder::new().layer(CrowdLayer::new(&gate)).layer(CallLayer).layer(gate);
         let service = AdminServiceServer::new(admin_handlers).max_decoding_message_size(MOST_OF_A_MODEL);
         let service = grpc_only(calls.service(Routes::new(service).prepare()));
@@ -452,8 +457,10 @@ fn warn_of_plain_tokens(settings: &Settings) {
         .tokens_file
         .as_ref()
         .map_or([None; 2], |_| [Some(settings.server.listen), settings.http_listen]);
-    let admin = settings.admin.tokens_file.as_ref().and(settings.admin.listen);
-    if settings.tls.is_none() && calls.into_iter().chain([admin]).flatten().any(|address| public(&address)) {
+    // Those of who administers show what all callers do.
+    let shown = settings.http_listen.filter(|_| settings.recent.is_some());
+    let admin = settings.admin.tokens_file.as_ref().map_or([None; 2], |_| [settings.admin.listen, shown]);
+    if settings.tls.is_none() && calls.into_iter().chain(admin).flatten().any(|address| public(&address)) {
         tracing::warn!("tokens cross the network in plain text: set tls.certificate, or let a proxy do TLS");
     }
 }

@@ -212,6 +212,56 @@ fn dashboard_and_rules_name_metrics_that_exist() {
     assert!(said.contains(&format!("{} rules found", queries.len())), "{said}");
 }
 
+/// The alerts for rewards that teach nothing and for rewards that drift go off where they should, and nowhere else.
+#[test]
+fn alerts_go_off_for_constant_and_for_drifting_rewards() {
+    let Some(promtool) = prometheus("promtool") else { return };
+    let rules = Path::new(ROOT).join("deploy/prometheus/rules.yml");
+    let of = |name: &str, of: &str| format!("spatialscore_{name}{{instance=\"{of}\",model=\"m\"}}");
+    let series = [
+        // Three groups in four, from the twentieth minute.
+        (of("recent_groups", "flat"), "16x240"),
+        (of("recent_groups_without_spread", "flat"), "0x19 12x220"),
+        // As many, of too few to tell; and a half of many.
+        (of("recent_groups", "few"), "4x240"),
+        (of("recent_groups_without_spread", "few"), "3x240"),
+        (of("recent_groups", "half"), "16x240"),
+        (of("recent_groups_without_spread", "half"), "8x240"),
+        // From 1 to 5 in the ninetieth minute, with a standard deviation of 1; and the same with one of 3.
+        (of("score_mean_count", "drift"), "0+10x240"),
+        (of("score_mean_sum", "drift"), "0+10x90 950+50x149"),
+        (of("recent_score_stddev", "drift"), "1x240"),
+        (of("score_mean_count", "wide"), "0+10x240"),
+        (of("score_mean_sum", "wide"), "0+10x90 950+50x149"),
+        (of("recent_score_stddev", "wide"), "3x240"),
+        // Nothing is kept.
+        (of("score_mean_count", "off"), "0+10x240"),
+        (of("score_mean_sum", "off"), "0+10x90 950+50x149"),
+    ];
+    let flat = "75% of the groups that flat scored of late have no spread: look at its page, under Recent.";
+    let drift = "Scores of drift have moved by two standard deviations within an hour: a policy that learns, or one \
+                 that fools the reward. Look at its page, under Recent.";
+    let fired = |of: &str, summary: &str| json!([{"exp_labels": {"instance": of, "model": "m"}, "exp_annotations": {"summary": summary}}]);
+    let cases = [
+        ("SpatialScoreGroupsWithoutSpread", "25m", json!([])),
+        ("SpatialScoreGroupsWithoutSpread", "35m", fired("flat", flat)),
+        ("SpatialScoreScoresDrift", "85m", json!([])),
+        ("SpatialScoreScoresDrift", "120m", fired("drift", drift)),
+        ("SpatialScoreScoresDrift", "190m", json!([])),
+    ];
+    let series = series.map(|(series, values)| json!({"series": series, "values": values}));
+    let cases =
+        cases.map(|(name, time, alerts)| json!({"alertname": name, "eval_time": time, "exp_alerts": alerts}));
+    let test = json!({"interval": "1m", "input_series": series, "alert_rule_test": cases});
+    let file = json!({"rule_files": [rules], "evaluation_interval": "1m", "tests": [test]});
+    let folder = tempfile::tempdir().unwrap();
+    // JSON is YAML.
+    let path = folder.path().join("test.yml");
+    std::fs::write(&path, file.to_string()).unwrap();
+    let said = output(Command::new(promtool).args(["test", "rules"]).arg(path), "");
+    assert!(said.contains("SUCCESS"), "{said}");
+}
+
 /// A collector that keeps what it is sent.
 struct Collector(mpsc::UnboundedSender<Span>);
 

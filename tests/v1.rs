@@ -57,29 +57,6 @@ fn means(answer: &Answer) -> Vec<Option<f64>> {
     items.iter().map(|item| item["scores"][0]["mean"].as_f64()).collect()
 }
 
-/// Holds values against the description.
-struct Description(Value);
-
-impl Description {
-    async fn of(address: SocketAddr) -> Self {
-        let answer = look(address, "/v1/openapi.json").await;
-        assert_eq!(answer.status, 200);
-        Self(answer.body)
-    }
-
-    /// What is wrong with a value that should be one of these.
-    fn faults(&self, name: &str, value: &Value) -> Vec<String> {
-        let reference = format!("#/components/schemas/{name}");
-        let schema = json!({"$ref": reference, "components": self.0["components"]});
-        let validator = jsonschema::draft202012::new(&schema).unwrap();
-        validator.iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path())).collect()
-    }
-
-    fn holds(&self, name: &str, value: &Value) {
-        assert_eq!(self.faults(name, value), [""; 0], "{name}: {value:#}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program_answers_in_our_form_what_it_answers_over_grpc() {
     let (server, http) = process(&["--set=model.checkpoint=spatialscore-mini"]);
@@ -456,6 +433,127 @@ async fn explain(address: SocketAddr, body: &Value) -> (String, Vec<Value>) {
     (head.to_owned(), lines(&body))
 }
 
+/// What no well-made client would ask to have explained.
+fn bad_questions(sound: &Value, random: &mut StdRng) -> Vec<Bad> {
+    let mut bad = spoilt(sound, &["", "/image", "/cells", "/model", "/questions"], random);
+    // What may be left out may be null.
+    for bad in bad.iter_mut().filter(|bad| bad.what.ends_with(" is null") && bad.what != "/image is null") {
+        bad.hopeless &= bad.what.starts_with(" ");
+    }
+    let mut changed = |what: &str, key: &str, value: Value, hopeless: bool| {
+        let mut body = sound.clone();
+        body[key] = value;
+        bad.push(Bad::new(what, body.to_string(), hopeless));
+    };
+    for cells in [json!(17), json!(4097), json!(i64::MAX), json!(1e300), json!(3.5), json!("4"), json!([4])] {
+        changed(&format!("{cells} cells"), "cells", cells, true);
+    }
+    changed("a prompt of a megabyte", "prompt", json!("a".repeat(1 << 20)), true);
+    changed("a prompt of nothing but ends of clauses", "prompt", json!(". ; , and".repeat(900)), false);
+    changed("thousands of clauses", "prompt", json!("A is left of B. ".repeat(500)), false);
+    changed("thousands of relations", "prompt", json!("left above ".repeat(700)), false);
+    changed("letters of many bytes", "prompt", json!("左边。".repeat(800)), false);
+    changed("a thousand references", "references", json!(vec![sound["image"].clone(); 1000]), true);
+    changed("a thousand questions", "questions", json!(vec![json!({"text": "a?"}); 1000]), true);
+    changed("a name of a megabyte", "model", json!("a".repeat(1 << 20)), true);
+    changed("a picture of a megabyte of zeros", "image", json!(BASE64.encode(vec![0; 1 << 20])), true);
+    bad
+}
+
+/// Rubbish is refused in few words, or explained like anything else: also the smallest picture, and a prompt of thousands of
+/// clauses, of which no more than so many are changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn rubbish_is_refused_or_explained_and_good_neighbours_have_their_scores() {
+    let server = TestServer::start(&[("cache.max_items", "0"), ("http.explain_cells", "16")]).await;
+    let description = Description::of(server.http).await;
+    let address = server.http;
+    let mut random = StdRng::seed_from_u64(20_261_127);
+    let sound = json!({
+        "prompt": PROMPT, "image": BASE64.encode(png(7)), "cells": 4, "model": "fake", "questions": [],
+    });
+    let by_json = bad_questions(&sound, &mut random);
+    let file = png(7);
+    let by_form =
+        spoilt_forms(&form(&[("prompt", PROMPT.as_bytes()), ("cells", b"2"), ("image", &file)]), &mut random);
+    println!("{} bad bodies, {} bad forms", by_json.len(), by_form.len());
+    let bad = by_json.iter().map(|bad| (false, bad)).chain(by_form.iter().map(|bad| (true, bad)));
+    let (description, neighbour) = (&description, &asked(&[png(9)]));
+    let calls = bad.enumerate().map(|(index, (is_form, bad))| async move {
+        let mut request = post_request("/v1/explain", bad.body.clone().into());
+        if is_form {
+            let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+            request.headers_mut().insert("content-type", kind.parse().unwrap());
+        }
+        let answer = soon(try_lines(address, request)).await.unwrap();
+        if answer.status == 200 {
+            assert!(!bad.hopeless, "{}: {answer:?}", bad.what);
+            let lines = lines(&answer.text);
+            lines.iter().for_each(|line| description.holds("ExplainLine", line));
+            let last = lines.last().unwrap();
+            assert!(last["kind"] == "done" || last["kind"] == "error", "{}: {last}", bad.what);
+            // The whole, the mirrored, and what may be of each sort.
+            assert!(lines.len() <= 2 + 2 + 32 + 32 + 16, "{}: {} lines", bad.what, lines.len());
+        } else {
+            bad.check("/v1/explain", &answer);
+            assert!(answer.text.len() < 700, "{answer:?}");
+        }
+        if index % 16 == 0 {
+            assert_eq!(means(&post(address, "/v1/score", neighbour).await), [Some(9.0)], "{}", bad.what);
+        }
+    });
+    stream::iter(calls).buffer_unordered(16).collect::<Vec<()>>().await;
+
+    // A picture of one pixel has one cell.
+    let call = json!({"prompt": PROMPT, "image": BASE64.encode(png_of_one_pixel()), "cells": 16});
+    let (_, lines) = explain(address, &call).await;
+    let cells: Vec<_> = lines.iter().filter(|line| line["kind"] == "cell").collect();
+    assert_eq!((&lines[0]["rows"], &lines[0]["columns"], cells.len()), (&json!(1), &json!(1), 1));
+    assert_eq!(lines.last().unwrap()["kind"], "done");
+}
+
+fn png_of_one_pixel() -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut writer = png::Encoder::new(&mut file, 1, 1).write_header().unwrap();
+    writer.write_image_data(&[7]).unwrap();
+    writer.finish().unwrap();
+    file
+}
+
+/// An explanation has the deadline of its call, and its turn among the evaluations of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_keeps_its_deadline_and_its_turn() {
+    let tokens = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(tokens.path(), "one:one-0123456789abcdef\ntwo:two-0123456789abcdef\n").unwrap();
+    let flags = [("batch.max_items", "1"), ("auth.tokens_file", tokens.path().to_str().unwrap())];
+    let server = TestServer::loading(&flags).await;
+    server.device.release();
+    let address = server.http;
+    soon(async { while look(address, "/health").await.status != 200 {} }).await;
+    let request = |path: &str, body: &Value, token: &str| {
+        let mut request = post_request(path, body.to_string().into());
+        let token = format!("Bearer {token}-0123456789abcdef").parse().unwrap();
+        request.headers_mut().insert("authorization", token);
+        request
+    };
+    let call = |shade: u8| json!({"prompt": PROMPT, "image": BASE64.encode(png(shade)), "cells": 100});
+    server.device.hold();
+    let mut late = request("/v1/explain", &call(3), "one");
+    late.headers_mut().insert("grpc-timeout", "300m".parse().unwrap());
+    let answer = soon(try_lines(address, late)).await.unwrap();
+    assert_eq!(answer.status, 504, "{answer:?}");
+    server.device.release();
+
+    server.device.pace(std::time::Duration::from_millis(50));
+    let explaining = request("/v1/explain", &call(5), "one");
+    let explaining = tokio::spawn(async move { try_lines(address, explaining).await.unwrap() });
+    server.device.reached(5).await;
+    let other = request("/evaluation/v1/score", &asked(&[png(11)]), "two");
+    assert_eq!(means(&soon(try_send(address, other)).await.unwrap()), [Some(11.0)]);
+    let answer = explaining.await.unwrap();
+    assert!(answer.text.contains(r#""kind":"done""#), "{answer:?}");
+    assert_ne!(server.device.seen().last(), Some(&11), "the other was the last");
+}
+
 /// Each number is the score of the picture and the prompt that the line speaks of.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_explanation_is_made_of_scores() {
@@ -542,7 +640,7 @@ async fn an_explanation_is_made_of_scores() {
     let mut request = post_request("/v1/explain", form(&fields).into());
     let kind = format!("multipart/form-data; boundary={BOUNDARY}");
     request.headers_mut().insert("content-type", kind.parse().unwrap());
-    let text = soon(try_text(http, request)).await;
+    let text = soon(try_lines(http, request)).await.unwrap().text;
     assert!(text.contains(r#""kind":"done""#) && !text.contains(r#""kind":"cell""#), "{text}");
 }
 

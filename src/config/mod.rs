@@ -67,6 +67,21 @@ pub struct Settings {
     pub audit: Option<AuditSettings>,
     /// A second model that scores a part of the traffic; `None`: there is none.
     pub shadow: Option<ShadowSettings>,
+    /// What is kept of what was scored of late; `None`: nothing.
+    pub recent: Option<RecentSettings>,
+}
+
+/// Section `[recent]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecentSettings {
+    /// For how long.
+    pub keep: Duration,
+    /// The bytes that all of it may take.
+    pub max_bytes: usize,
+    /// Whether prompts are kept.
+    pub prompts: bool,
+    /// Whether small pictures are kept.
+    pub thumbnails: bool,
 }
 
 /// Section `[shadow]`.
@@ -413,6 +428,7 @@ impl Settings {
             },
             audit: r.audit(),
             shadow: r.shadow(),
+            recent: r.recent(),
         };
         let certificates = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         settings.server.asks_for_certificates = certificates;

@@ -11,7 +11,9 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 
 use super::models::{self, Table};
-use super::{AuditSettings, EXAMPLE, Fault, ModelSettings, ShadowSettings, Sources, TlsSettings};
+use super::{
+    AuditSettings, EXAMPLE, Fault, ModelSettings, RecentSettings, ShadowSettings, Sources, TlsSettings,
+};
 use crate::files;
 
 /// Where a value came from, as the `config` crate calls the environment, and as we call a flag.
@@ -244,6 +246,14 @@ impl Reader {
             self.fault("shadow.share", "there is no shadow.model");
         }
         (share > 0.0).then_some(ShadowSettings { model, of, share, max_items })
+    }
+
+    pub(super) fn recent(&mut self) -> Option<RecentSettings> {
+        let keep = self.seconds("recent.keep", 0..=86400);
+        let max_bytes = self.number("recent.max_bytes", 1 << 20..=1 << 34);
+        let [prompts, thumbnails] =
+            ["recent.prompts", "recent.thumbnails"].map(|name| self.parse(name, "true or false", false));
+        keep.map(|keep| RecentSettings { keep, max_bytes, prompts, thumbnails })
     }
 
     pub(super) fn endpoint(&mut self, name: &'static str) -> Option<String> {

@@ -466,7 +466,7 @@ fn start_workers<S: Scorer + Send + 'static>(
     if let Err(error) = came_up.and_then(|came_up| {
         if came_up.len() == count { Ok(()) } else { Err(LoadError::Probe("a worker ended".into())) }
     }) {
-        super::end(queue, workers);
+        super::lifeline::end(queue, workers);
         return Err(error);
     }
     Ok((workers, rosters))

@@ -2,6 +2,7 @@
 
 mod candidate;
 mod cpu_pool;
+mod lifeline;
 mod load;
 mod loaded;
 mod look;
@@ -15,8 +16,7 @@ mod shadow;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -27,9 +27,11 @@ use crate::config::{Limits, Settings};
 use crate::error::ScoreError;
 use crate::model::{Sample, Score, Scorer};
 use crate::processor::{Decoded, Draft, Item};
+use crate::recent::{Recent, SketchCell};
 use crate::request_context::Claim;
 use crate::scheduler::{Job, Permit, Queue, Scored};
 
+pub use lifeline::Lifeline;
 pub use load::{Examination, load, load_all, loader};
 pub use loaded::{LoadError, Loaded, MakeScorer, ModelInfo, Terms};
 pub use look::Look;
@@ -62,16 +64,6 @@ pub struct Engine {
     queue: Arc<Queue>,
     stopped: watch::Receiver<bool>,
     _alive: mpsc::Sender<Infallible>,
-}
-
-/// What the owner of an engine keeps: it outlives the engine and ends it.
-#[derive(Debug)]
-pub struct Lifeline {
-    queue: Arc<Queue>,
-    stop: watch::Sender<bool>,
-    up: watch::Receiver<usize>,
-    alive: mpsc::Receiver<Infallible>,
-    workers: manager::Workers,
 }
 
 /// An engine, what ends it, and what has its models come and go.
@@ -178,6 +170,11 @@ impl Engine {
         &self.models
     }
 
+    /// What is kept of the last minutes, where something is.
+    pub fn recent(&self) -> Option<&Arc<Recent>> {
+        self.onlookers.recent.as_ref()
+    }
+
     /// What a caller must keep.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -259,7 +256,8 @@ impl Engine {
         permits: impl IntoIterator<Item = Permit>,
         claim: &Claim,
     ) -> Answers {
-        let answers = self.answers(parts, took, permits, claim).await;
+        let sketch = note.as_ref().and_then(|note| note.sketch());
+        let answers = self.answers(parts, took, sketch, permits, claim).await;
         if let Some(note) = note {
             self.onlookers.tell(*note, &answers);
         }
@@ -270,6 +268,7 @@ impl Engine {
         &self,
         parts: Vec<Result<Part, ScoreError>>,
         took: Duration,
+        sketch: Option<SketchCell>,
         permits: impl IntoIterator<Item = Permit>,
         claim: &Claim,
     ) -> Answers {
@@ -289,7 +288,7 @@ impl Engine {
             })
             .collect();
         let start = Instant::now();
-        let steps = if tasks.is_empty() { Ok(Vec::new()) } else { self.prepare(tasks, claim).await };
+        let steps = if tasks.is_empty() { Ok(Vec::new()) } else { self.prepare(tasks, sketch, claim).await };
         let preprocess = took + start.elapsed();
         let steps = match steps {
             Ok(steps) => steps,
@@ -358,23 +357,24 @@ impl Engine {
             };
             let start = Instant::now();
             let task = Task { model: Arc::clone(model), draft, key };
-            step = self.prepare(vec![task], claim).await?.pop().ok_or_else(no_place)??;
+            step = self.prepare(vec![task], None, claim).await?.pop().ok_or_else(no_place)??;
             preprocess += start.elapsed();
         }
     }
 
     /// Prepares an item on the pool for each of its models, unless the score is known or another prepares it. Pictures
-    /// are decoded once.
+    /// are decoded once. Whoever prepares it makes the `sketch` of it, where that is wanted.
     async fn prepare(
         &self,
         tasks: Vec<Task>,
+        sketch: Option<SketchCell>,
         claim: &Claim,
     ) -> Result<Vec<Result<Step, ScoreError>>, ScoreError> {
-        let results = Arc::clone(&self.results);
+        let (results, onlookers) = (Arc::clone(&self.results), Arc::clone(&self.onlookers));
         let mut memory = tasks.iter().map(|task| task.draft.memory()).max().unwrap_or_default();
-        let shared = tasks.len() > 1;
+        let shared = tasks.len() > 1 || sketch.is_some();
         if shared {
-            // They stay until the last model has read them.
+            // They stay until the last of them has read them.
             memory += tasks.first().map(|task| task.draft.decoded_memory()).unwrap_or_default();
         }
         // The larger a picture, the longer it takes, in about the same measure.
@@ -399,7 +399,15 @@ impl Engine {
                     },
                 }
             };
-            Ok(tasks.into_iter().map(step).collect())
+            let steps: Vec<_> = tasks.into_iter().map(step).collect();
+            // Where one is prepared, all of its pictures are decoded.
+            if let (Some(sketch), Some(decoded)) = (sketch, decoded)
+                && steps.iter().any(|step| matches!(step, Ok(Step::Lead(..))))
+                && let Some(picture) = decoded.judged()
+            {
+                onlookers.sketch(&sketch, picture);
+            }
+            Ok(steps)
         };
         self.preparation.run(claim, cost, work).await
     }
@@ -463,39 +471,3 @@ enum Step {
 
 /// What an item is told that a stopping server could not score in time.
 const STOPPED: &str = "the server stopped before the item could be scored";
-
-impl Lifeline {
-    /// Waits until no call needs the engine any more.
-    pub async fn released(&mut self) {
-        // Nothing is ever sent: this ends when the engine, and with it the last sender, is dropped.
-        let _ = self.alive.recv().await;
-    }
-
-    /// How many workers are up, now and from now on.
-    pub fn workers_up(&self) -> watch::Receiver<usize> {
-        self.up.clone()
-    }
-
-    /// Answers everything that is not answered yet with [`ScoreError::Unavailable`].
-    pub fn abandon(&self) {
-        self.queue.close(STOPPED);
-        self.queue.fail_waiting(&ScoreError::Unavailable(STOPPED));
-        self.stop.send_replace(true);
-    }
-
-    /// Ends the workers once the queue is empty and waits for them.
-    pub fn join(self) {
-        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        end(&self.queue, workers);
-    }
-}
-
-/// Ends workers once their queue is empty and waits for them.
-fn end(queue: &Queue, workers: Vec<JoinHandle<()>>) {
-    queue.close(STOPPED);
-    for worker in workers {
-        if worker.join().is_err() {
-            tracing::error!("a worker ended with a panic");
-        }
-    }
-}

@@ -1,8 +1,9 @@
-//! Who looks on while callers' items are scored, and never stands in their way: the audit log, and a second model.
+//! Who looks on while callers' items are scored, and never stands in their way: the audit log, a second model, and what is
+//! kept of the last minutes.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::models::{Model, Models};
 use super::shadow::{Kept, Tap};
@@ -10,7 +11,8 @@ use super::{Answer, Answers};
 use crate::audit::{Audit, Entry, Image, Part, Question};
 use crate::byte_room::Held;
 use crate::error::ScoreError;
-use crate::processor::{Item, Picture};
+use crate::processor::{Item, Picture, Rgb};
+use crate::recent::{self, Recent, Sketch, SketchCell};
 use crate::request_context::Claim;
 
 /// All of them.
@@ -20,6 +22,8 @@ pub struct Onlookers {
     pub audit: Option<Audit>,
     /// Where a second model has items from.
     pub shadow: Option<Tap>,
+    /// What is kept of the last minutes.
+    pub recent: Option<Arc<Recent>>,
 }
 
 /// What is noted of an item when it is admitted, for when it is answered.
@@ -30,6 +34,23 @@ pub(super) struct Note {
     line: Option<Result<Line, NoRoom>>,
     /// For the second model, and which of the models is the first.
     kept: Option<(Kept, usize)>,
+    /// For what is kept of the last minutes.
+    entry: Option<Recalled>,
+}
+
+/// What is kept of an item itself.
+struct Recalled {
+    texts: blake3::Hash,
+    picture: blake3::Hash,
+    prompt: Option<Arc<str>>,
+    sketch: SketchCell,
+}
+
+impl Note {
+    /// Where the sketch of the item's picture goes, if it is wanted.
+    pub(super) fn sketch(&self) -> Option<SketchCell> {
+        Some(Arc::clone(&self.entry.as_ref()?.sketch))
+    }
 }
 
 /// Without what the caller sent, so that it never reaches a log.
@@ -60,7 +81,9 @@ impl Onlookers {
         claim: &Claim,
     ) -> Option<Box<Note>> {
         let shadow = self.shadow.as_ref().zip(first).zip(item);
-        if self.audit.is_none() && shadow.is_none() {
+        // What the server makes up itself tells nothing of what is scored.
+        let recent = self.recent.as_ref().filter(|_| !claim.made_up).zip(item);
+        if self.audit.is_none() && shadow.is_none() && recent.is_none() {
             return None;
         }
         let hashes = item.map(Hashes::of);
@@ -68,10 +91,15 @@ impl Onlookers {
             Some((item, hashes)) => Line::of(item, hashes, audit),
             None => Ok(Line::default()),
         });
+        let entry = recent.zip(hashes.as_ref()).and_then(|((recent, item), hashes)| {
+            let picture = *hashes.pictures.last()?;
+            let (texts, sketch) = (hashes.texts, recent.sketch(picture));
+            Some(Recalled { texts, picture, prompt: recent.prompt(words(item)), sketch })
+        });
         let kept = shadow
             .zip(hashes)
             .and_then(|(((tap, first), item), hashes)| Some((tap.keep(hashes.together(), item)?, first)));
-        Some(Box::new(Note { models: models.to_vec(), claim: claim.clone(), line, kept }))
+        Some(Box::new(Note { models: models.to_vec(), claim: claim.clone(), line, kept, entry }))
     }
 
     /// Which of these models a second one is held against.
@@ -80,13 +108,27 @@ impl Onlookers {
         models.iter().position(|model| Arc::ptr_eq(model, &first))
     }
 
+    /// Makes the sketch of a picture, unless there is one.
+    pub(super) fn sketch(&self, sketch: &SketchCell, picture: &Rgb) {
+        if let Some(recent) = &self.recent {
+            sketch.get_or_init(|| Sketch::of(picture, recent.settings.thumbnails));
+        }
+    }
+
     /// Tells what became of an item.
     pub(super) fn tell(&self, note: Note, answers: &Answers) {
-        let Note { models, claim, line, kept } = note;
+        let Note { models, claim, line, kept, entry } = note;
         if let (Some(tap), Some((kept, first))) = (&self.shadow, kept)
             && let (Some(model), Some(Ok(answer))) = (models.get(first), answers.get(first))
         {
             tap.tell(kept, model, answer.scored.score.mean);
+        }
+        if let (Some(recent), Some(entry)) = (&self.recent, entry) {
+            for (model, answer) in models.iter().zip(answers) {
+                if let Ok(answer) = answer {
+                    recent.record(entry.scored(model, answer, &claim), &model.tag.labels);
+                }
+            }
         }
         let (Some(audit), Some(line)) = (&self.audit, line) else { return };
         let Ok(line) = line else { return audit.lose(models.len() as u64) };
@@ -106,6 +148,34 @@ impl Onlookers {
             judge(&mut entry, answer, audit);
             audit.record(entry, line.held.clone());
         }
+    }
+}
+
+impl Recalled {
+    /// With what a model made of it, now.
+    fn scored(&self, model: &Model, answer: &Answer, claim: &Claim) -> recent::Entry {
+        let score = &answer.scored.score;
+        recent::Entry {
+            at: Instant::now(),
+            caller: claim.caller.clone(),
+            priority: claim.priority,
+            model: Arc::clone(&model.tag.name),
+            revision: model.info.revision.as_str().into(),
+            texts: self.texts,
+            prompt: self.prompt.clone(),
+            picture: self.picture,
+            sketch: Arc::clone(&self.sketch),
+            mean: score.mean,
+            stddev: score.stddev,
+        }
+    }
+}
+
+/// What an item is recognised by: its prompt, or else its first question.
+fn words(item: &Item) -> &str {
+    match item.questions.first() {
+        Some(question) if item.prompt.is_empty() => &question.text,
+        _ => &item.prompt,
     }
 }
 

@@ -126,6 +126,7 @@ impl Shadow {
                 caller: Caller("the shadow".into()),
                 priority: Priority::Evaluation,
                 deadline: Some(Instant::now() + PATIENCE),
+                made_up: false,
             };
             let outcome = match engine.score_aside(&model, item, &claim).await {
                 Ok((by, score)) => {

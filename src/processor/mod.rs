@@ -158,9 +158,16 @@ impl fmt::Debug for Draft {
     }
 }
 
-/// The pictures of one item that several models read, or why one is none: each is decoded once.
+/// The pictures of one item that somebody else reads too, or why one is none: each is decoded once.
 #[derive(Default)]
 pub struct Decoded(Vec<Result<Rgb, String>>);
+
+impl Decoded {
+    /// The one that is judged, once it is decoded.
+    pub fn judged(&self) -> Option<&Rgb> {
+        self.0.last()?.as_ref().ok()
+    }
+}
 
 /// A picture whose size is known and within the limits.
 struct Source {
@@ -377,7 +384,7 @@ impl Processor {
         self.prepare_with(draft, None)
     }
 
-    /// The same, of an item that several models read: what is in `decoded` is not decoded again, and what is not is added.
+    /// The same, of an item that somebody else reads too: what is in `decoded` is not decoded again, and what is not is added.
     ///
     /// # Errors
     ///

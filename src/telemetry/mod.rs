@@ -77,6 +77,12 @@ pub const SHADOW_ITEMS: &str = "spatialscore_shadow_items_total";
 pub const SHADOW_SHIFT: &str = "spatialscore_shadow_mean_shift";
 /// Spearman's rank correlation of the two, over the same items.
 pub const SHADOW_RANK_CORRELATION: &str = "spatialscore_shadow_rank_correlation";
+/// The standard deviation of what training was scored of late, by `model` (`recent.keep`).
+pub const RECENT_SPREAD: &str = "spatialscore_recent_score_stddev";
+/// Groups of several pictures of one prompt and caller of training's among them.
+pub const RECENT_GROUPS: &str = "spatialscore_recent_groups";
+/// Those whose scores have no spread: they teach a policy nothing.
+pub const RECENT_FLAT_GROUPS: &str = "spatialscore_recent_groups_without_spread";
 /// 1 while the model serves; 0 while it loads or drains, or has no worker, or a model is out of service.
 pub const SERVING: &str = "spatialscore_serving";
 /// Connections that are open.
@@ -269,6 +275,12 @@ fn describe() {
         "How much higher the second model scores in the mean, of the newest items."
     );
     describe_gauge!(SHADOW_RANK_CORRELATION, "Spearman's rank correlation of both models' newest scores.");
+    describe_gauge!(RECENT_SPREAD, "The standard deviation of training's scores of late (recent.keep).");
+    describe_gauge!(
+        RECENT_GROUPS,
+        "Groups of several pictures of one prompt among training's scores of late."
+    );
+    describe_gauge!(RECENT_FLAT_GROUPS, "Those of the groups whose scores have no spread.");
     describe_gauge!(
         SERVING,
         "1 while the model serves; 0 while it loads or drains, has no worker, or one is out of service."

@@ -46,6 +46,16 @@ pub async fn try_send<B>(address: SocketAddr, request: Request<B>) -> Result<Ans
 where
     B: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
 {
+    let answer = try_lines(address, request).await?;
+    assert!(!answer.body.is_null() || answer.text == "null", "no JSON: {:?}", answer.text);
+    Ok(answer)
+}
+
+/// The same, of an answer that may be no JSON: then it has no body.
+pub async fn try_lines<B>(address: SocketAddr, request: Request<B>) -> Result<Answer, hyper::Error>
+where
+    B: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
+{
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut sender, connection) = http1::handshake(io).await?;
     let _connection = AbortOnDrop(tokio::spawn(connection));
@@ -57,21 +67,9 @@ where
             String::from_utf8(reason.as_bytes().to_vec()).unwrap()
         }),
         headers: parts.headers,
-        body: serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text:?}")),
+        body: serde_json::from_str(&text).unwrap_or_default(),
         text,
     })
-}
-
-/// The whole text of an answer, which may be no JSON.
-pub async fn try_text<B>(address: SocketAddr, request: Request<B>) -> String
-where
-    B: http_body::Body<Data = Bytes, Error = std::io::Error> + Send + 'static,
-{
-    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let (mut sender, connection) = http1::handshake(io).await.unwrap();
-    let _connection = AbortOnDrop(tokio::spawn(connection));
-    let body = sender.send_request(request).await.unwrap().into_body();
-    String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
 /// The connection of a call that is given up goes with it.
@@ -100,9 +98,41 @@ pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Answer {
 }
 
 pub async fn look(address: SocketAddr, path: &str) -> Answer {
+    look_with(address, path, None).await
+}
+
+/// The same with a token.
+pub async fn look_with(address: SocketAddr, path: &str, token: Option<&str>) -> Answer {
     let body = Full::from("").map_err(|never| match never {});
-    let request = Request::builder().uri(path).header("host", "a").body(body).unwrap();
-    soon(try_send(address, request)).await.unwrap()
+    let mut request = Request::builder().uri(path).header("host", "a");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    soon(try_send(address, request.body(body).unwrap())).await.unwrap()
+}
+
+/// Holds values against the description of our own form.
+pub struct Description(Value);
+
+impl Description {
+    pub async fn of(address: SocketAddr) -> Self {
+        let answer = look(address, "/v1/openapi.json").await;
+        assert_eq!(answer.status, 200);
+        Self(answer.body)
+    }
+
+    /// What is wrong with a value that should be one of these.
+    fn faults(&self, name: &str, value: &Value) -> Vec<String> {
+        let reference = format!("#/components/schemas/{name}");
+        let schema = json!({"$ref": reference, "components": self.0["components"]});
+        let validator = jsonschema::draft202012::new(&schema).unwrap();
+        validator.iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path())).collect()
+    }
+
+    #[track_caller]
+    pub fn holds(&self, name: &str, value: &Value) {
+        assert_eq!(self.faults(name, value), [""; 0], "{name}: {value:#}");
+    }
 }
 
 /// The program, with an HTTP port.

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { advantages, beats, normal, ranks, scale, short } from '../../src/edge/http/page/maths.js';
+import { advantages, ago, beats, normal, ranks, scale, short } from '../../src/edge/http/page/maths.js';
 
 const near = (a, b, by = 1e-6) => assert.ok(Math.abs(a - b) < by, `${a}, not ${b}`);
 
@@ -25,6 +25,7 @@ test('advantages are those of flow_grpo', () => {
 });
 
 test('ranks, scales and words', () => {
+  assert.deepEqual([0, 1.4, 119, 120, 600, 7200, 86400].map(ago), ['0 s', '1 s', '119 s', '2 min', '10 min', '2 h', '24 h']);
   assert.deepEqual(ranks([1, 5, 5, 0]), [3, 1, 1, 4]);
   const [low, high] = scale([{ mean: 1, stddev: 1 }, { mean: 5 }]);
   assert.ok(low < -1 && high > 5);

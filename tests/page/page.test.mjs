@@ -99,7 +99,7 @@ after(async () => {
 });
 
 if (pictures) test('pictures for the documents', async () => {
-  const { url } = await serve();
+  const { url } = await serve('--set=recent.keep=600', '--set=recent.prompts=true', '--set=recent.thumbnails=true');
   const page = await open(url, { viewport: { width: 1000, height: 800 } });
   await ready(page);
   const use = async (...names) => {
@@ -128,6 +128,20 @@ if (pictures) test('pictures for the documents', async () => {
   await go(page);
   await page.getByRole('heading', { name: 'Mirrored' }).waitFor({ timeout: 60_000 });
   await picture('why');
+  await page.emulateMedia({ colorScheme: null });
+  // What a policy might have had scored meanwhile: each sample under its prompt, and the same picture twice.
+  const manifest = readFileSync(path.join(ROOT, 'samples/manifest.jsonl'), 'utf8').trim().split('\n').map(line => JSON.parse(line));
+  for (const { prompt } of manifest) {
+    const body = new FormData();
+    body.append('prompt', prompt);
+    for (const { image } of manifest) body.append('image', new Blob([readFileSync(path.join(ROOT, 'samples', image))]));
+    assert.equal((await fetch(`${url}v1/score`, { method: 'POST', body })).status, 200);
+  }
+  await page.locator('#tab-recent').click();
+  await page.locator('#most').fill('5');
+  await go(page);
+  await page.getByRole('heading', { name: /^spatialscore-mini, asked by/ }).first().waitFor();
+  await picture('recent');
   await page.done();
 });
 else {
@@ -240,6 +254,61 @@ else {
     await page.locator('#stop').click();
     await page.locator('#problem').filter({ hasText: 'Stopped.' }).waitFor();
     assert.equal(await page.locator('#go').isEnabled(), true);
+    await page.done();
+  });
+
+  test('what was scored of late is shown, with pictures where they are kept', async () => {
+    const { url } = await serve(`--checkpoint=${FIXTURE}`, '--set=recent.keep=600', '--set=recent.prompts=true', '--set=recent.thumbnails=true');
+    const page = await open(url);
+    await ready(page);
+    await page.locator('#tab-recent').click();
+    assert.equal(await page.locator('#prompt').isVisible(), false);
+    await go(page);
+    await page.getByText('Nothing was scored in this time.').waitFor();
+    await accessible(page, 'nothing of late');
+    const names = ['apple.right', 'apple.twin', 'banana.right', 'panda.twin'];
+    const body = new FormData();
+    body.append('prompt', PROMPT);
+    for (const name of names) body.append('image', new Blob([readFileSync(sample(name))]));
+    const { items } = await (await fetch(`${url}v1/score`, { method: 'POST', body })).json();
+    const means = items.map(item => item.scores[0].mean).sort((a, b) => b - a);
+    await page.locator('#most').fill('3');
+    await go(page);
+    await page.getByRole('heading', { name: /asked by 127\.0\.0\.1 \(training\)/ }).waitFor();
+    await done(page);
+    const short = value => Number(value.toPrecision(4)).toString().replace('-', '\u2212');
+    const shown = async at => (await page.locator('.shown').nth(at).locator('.number').allTextContents()).map(text => text.split(' ')[0]);
+    assert.deepEqual(await shown(0), means.slice(0, 3).map(short));
+    assert.deepEqual(await shown(1), means.slice(1).reverse().map(short));
+    assert.match(await page.locator('#results').textContent(), /Groups of several pictures of one prompt: 1; without spread: 0 \(0 %\)/);
+    const thumb = page.locator('.shown img').first();
+    assert.equal(await thumb.evaluate(image => image.decode().then(() => Math.max(image.naturalWidth, image.naturalHeight))), 96);
+    assert.equal(await thumb.getAttribute('alt'), PROMPT);
+    assert.equal(await page.locator('svg.time rect').count(), 1);
+    const rows = page.locator('table').filter({ hasText: 'What scores high' }).locator('tbody th');
+    assert.deepEqual(await rows.allTextContents(), ['Saturation', 'Sharpness']);
+    await page.getByText('Over time, in numbers').click();
+    await accessible(page, 'of late');
+    // What is wrong is said, and the other views have their fields again.
+    await page.locator('#seconds').fill('601');
+    await go(page);
+    await page.locator('#problem').filter({ hasText: 'seconds: must be 1 to 600' }).waitFor();
+    await page.locator('#tab-score').click();
+    assert.equal(await page.locator('#prompt').isVisible(), true);
+    await page.done();
+  });
+
+  test('a server that keeps nothing says so, and the keyboard is enough to see it', async () => {
+    const page = await open(open_server.url);
+    await ready(page);
+    await page.locator('#tab-score').focus();
+    await page.keyboard.press('ArrowLeft');
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'tab-recent');
+    await page.keyboard.press('Tab');
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'seconds');
+    await page.keyboard.press('Enter');
+    await page.locator('#problem').filter({ hasText: 'nothing is kept of what was scored: recent.keep is 0' }).waitFor();
+    await accessible(page, 'nothing is kept');
     await page.done();
   });
 

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from fake import Fake, picture
 
-from spatialscore_client import AsyncSpatialScoreClient, ModelInfo, Scores, SpatialScoreClient, StreamedScore
+from spatialscore_client import (
+    AsyncSpatialScoreClient,
+    Explanation,
+    ModelInfo,
+    Scores,
+    SpatialScoreClient,
+    StreamedScore,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -35,6 +42,9 @@ class Sync:
 
     def model(self, **options: Any) -> ModelInfo:
         return self.client.model(**options)
+
+    def explain(self, *arguments: Any, **options: Any) -> Explanation:
+        return self.client.explain(*arguments, **options)
 
     def close(self) -> None:
         self.client.close()
@@ -58,6 +68,9 @@ class Async:
 
     def model(self, **options: Any) -> ModelInfo:
         return self.loop.run_until_complete(self.client.model(**options))
+
+    def explain(self, *arguments: Any, **options: Any) -> Explanation:
+        return self.loop.run_until_complete(self.client.explain(*arguments, **options))
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())

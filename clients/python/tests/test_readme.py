@@ -11,6 +11,7 @@ import pytest
 from conftest import numbered
 from fake import Fake
 from test_connections import certificates, server_credentials
+from test_explain import EXPLAINED, SAMPLE, answering, saying
 
 __all__ = ["certificates"]
 
@@ -26,11 +27,14 @@ class GRPOTrainer:
 
 
 def test_every_snippet_runs(fake: Fake, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
     (tmp_path / "token").write_text("secret\n")
     monkeypatch.setenv("SPATIALSCORE_TARGET", fake.address)
     images = numbered(24)
-    with Fake(credentials=server_credentials(certificates), token="secret") as secured:
+    with (
+        Fake(credentials=server_credentials(certificates), token="secret") as secured,
+        saying(answering(*EXPLAINED)) as http,
+    ):
         names: dict[str, Any] = {
             "images": images,
             "prompts": ["a", "b"],
@@ -42,7 +46,8 @@ def test_every_snippet_runs(fake: Fake, certificates: Path, tmp_path: Path, monk
             "GRPOTrainer": GRPOTrainer,
         }
         for block in BLOCKS:
-            block = block.replace("scorer:50051", fake.address)
+            block = block.replace("scorer:50051", fake.address).replace("http://scorer:8080", http)
+            block = block.replace("banana.png", str(SAMPLE))
             for number in (0, 1):
                 block = block.replace(f"scorer-{number}:50051", secured.address)
             block = block.replace("/run/secrets/token", str(tmp_path / "token"))

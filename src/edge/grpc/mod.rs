@@ -104,6 +104,10 @@ impl Handlers {
 #[derive(Debug, Clone, Copy)]
 pub struct Patience(pub Duration);
 
+/// Stands in the extensions of a call whose items the server made up to explain another.
+#[derive(Debug, Clone, Copy)]
+pub struct MadeUp;
+
 /// What callers are told while the server answers what it had accepted.
 const DRAINING: &str = "the server is shutting down";
 
@@ -338,7 +342,8 @@ fn arrivals<T>(request: &Request<T>) -> Arrivals {
 pub fn claim(extensions: &Extensions) -> Claim {
     let caller = extensions.get::<Caller>().cloned();
     let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
-    Claim { caller: caller.unwrap_or_default(), priority: Priority::default(), deadline }
+    let made_up = extensions.get::<MadeUp>().is_some();
+    Claim { caller: caller.unwrap_or_default(), priority: Priority::default(), deadline, made_up }
 }
 
 /// How urgent items are. A number that the contract does not have is not taken for another.

@@ -76,8 +76,8 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, settings: &Set
     let patience = Patience(settings.http_patience);
     let most = settings.limits.max_message_bytes;
     let elsewhere = async || {
-        let there = "there are POST /score, /compute, /v1/score and /v1/explain, GET /health, /rewards, /v1/models \
-                     and /v1/openapi.json";
+        let there = "there are POST /score, /compute, /v1/score and /v1/explain, GET /health, /rewards, /v1/models, \
+                     /v1/recent and /v1/openapi.json";
         Refused::from(Status::not_found(there))
     };
     let router = Router::new()
@@ -88,6 +88,7 @@ pub fn routes(handlers: Handlers, serving: watch::Receiver<bool>, settings: &Set
         .route(method::V1_MODELS, get(v1::models))
         .route(method::V1_SCORE, post(v1::score))
         .route(method::V1_EXPLAIN, post(v1::explain))
+        .route(method::V1_RECENT, get(v1::recent))
         .route(method::V1_OPENAPI, get(v1::openapi));
     let router = if settings.http_page {
         router.route(method::PAGE, get(page::page)).route("/page/{*part}", get(page::part))

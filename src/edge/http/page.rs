@@ -16,8 +16,8 @@ macro_rules! files {
     };
 }
 
-static FILES: [(&str, &[u8]); 11] = files!["page/":
-    "index.html" "style.css" "icon.svg" "main.js" "api.js" "dom.js" "maths.js" "pictures.js" "score.js" "compare.js" "why.js"];
+static FILES: [(&str, &[u8]); 12] = files!["page/":
+    "index.html" "style.css" "icon.svg" "main.js" "api.js" "dom.js" "maths.js" "pictures.js" "score.js" "compare.js" "why.js" "recent.js"];
 static SAMPLES: [(&str, &[u8]); 9] = files!["../../../samples/":
     "manifest.jsonl" "panda.right.png" "panda.twin.png" "banana.right.png" "banana.twin.png" "sunflower.right.png"
     "sunflower.twin.png" "apple.right.png" "apple.twin.png"];

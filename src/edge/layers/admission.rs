@@ -38,6 +38,8 @@ pub struct Gate(Arc<Rules>);
 
 struct Rules {
     tokens: Option<Followed<Tokens>>,
+    /// Those of who administers the server.
+    overseers: Option<Followed<Tokens>>,
     max_calls: usize,
     max_stranger_calls: usize,
     message_timeout: Duration,
@@ -48,6 +50,10 @@ struct Rules {
     /// How many calls each caller has open, those that cost scoring and others. Callers without any are left out.
     open: Mutex<HashMap<(Caller, bool), usize>>,
 }
+
+/// Stands in the extensions of a request whose caller may know of all others.
+#[derive(Debug, Clone, Copy)]
+pub struct Overseer;
 
 /// The place of an open call among those of its caller. Stands in the extensions of the response.
 #[derive(Clone)]
@@ -74,10 +80,16 @@ impl Drop for Held {
 
 impl Gate {
     /// A gate at which, where there are `tokens`, callers must show one, and where each has to keep the limits on its
-    /// calls and messages.
-    pub fn new(tokens: Option<Followed<Tokens>>, limits: &Limits) -> Self {
+    /// calls and messages. Who shows one of the `overseers` may call the methods that are overseen, and is an [`Overseer`];
+    /// so is, where no tokens are asked for, who calls from this machine.
+    pub fn new(
+        tokens: Option<Followed<Tokens>>,
+        overseers: Option<Followed<Tokens>>,
+        limits: &Limits,
+    ) -> Self {
         Self(Arc::new(Rules {
             tokens,
+            overseers,
             max_calls: limits.max_calls_per_caller,
             max_stranger_calls: limits.max_stranger_calls,
             message_timeout: limits.message_timeout,
@@ -116,9 +128,26 @@ impl Gate {
         Some(of_call(&error))
     }
 
+    /// Whether who calls may know of all others, by a token or by the address.
+    fn overseer<B>(&self, request: &Request<B>) -> Option<Caller> {
+        let rules = &self.0;
+        let by_its_token = rules.overseers.as_ref().and_then(|tokens| {
+            let tokens = Arc::clone(&tokens.borrow());
+            by_token(&tokens, request.headers()).ok()
+        });
+        by_its_token.or_else(|| {
+            let peer = request.extensions().get::<Peer>()?;
+            (rules.tokens.is_none() && peer.address().is_loopback()).then(|| by_address(peer))
+        })
+    }
+
     /// Who calls, with its place; or why it may not, and whom that is said to. A stranger's call takes none, and its
     /// connection has few.
-    fn admit<B>(&self, request: &Request<B>) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
+    fn admit<B>(
+        &self,
+        request: &Request<B>,
+        overseer: Option<&Caller>,
+    ) -> Result<(Caller, Option<Place>), (ScoreError, Caller)> {
         let method = Method::of(request.uri().path());
         let rules = &self.0;
         let peer = request.extensions().get::<Peer>();
@@ -126,7 +155,8 @@ impl Gate {
         let caller = match &rules.tokens {
             Some(tokens) if method.token => {
                 let tokens = Arc::clone(&tokens.borrow());
-                by_token(&tokens, request.headers()).map_err(|error| (error, address))?
+                let known = by_token(&tokens, request.headers());
+                known.or_else(|error| overseer.cloned().ok_or((error, address)))?
             }
             _ => address,
         };
@@ -214,16 +244,20 @@ impl<S: CallService> Service<Request<Body>> for Gated<S> {
                 Ok(refusal)
             })
         };
-        let (caller, place) = match self.gate.admit(&request) {
+        let method = Method::of(request.uri().path());
+        let overseer = method.overseen.then(|| self.gate.overseer(&request)).flatten();
+        let (caller, place) = match self.gate.admit(&request, overseer.as_ref()) {
             Ok(admitted) => admitted,
             Err((error, caller)) => return refuse(&error, rules, caller),
         };
         Span::current().record("caller", &*caller.0);
         // Nobody behind this needs the token.
         request.headers_mut().remove(header::AUTHORIZATION);
-        let method = Method::of(request.uri().path());
+        if overseer.is_some() {
+            request.extensions_mut().insert(Overseer);
+        }
         let arrivals = Arrivals::default();
-        if method.scoring && method.http {
+        if method.counted && method.http {
             let size = http_body::Body::size_hint(request.body());
             if let Err(error) = arrivals.announce(&rules.budget, &caller, size) {
                 return refuse(&error, rules, caller);
@@ -252,5 +286,54 @@ impl<S: CallService> Service<Request<Body>> for Gated<S> {
             }
             Ok(response)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
+
+    fn tokens(text: &str) -> Option<Followed<Tokens>> {
+        let tokens = Tokens::parse(std::path::Path::new("tokens"), text.as_bytes()).unwrap();
+        Some(watch::Sender::new(Arc::new(tokens)).subscribe())
+    }
+
+    /// Whom of all callers is told, by whether tokens are asked for, by the address, and by the token that is shown.
+    #[test]
+    fn who_administers_oversees_and_without_tokens_this_machine_does() {
+        let limits = Limits::clone(&crate::config::Settings::load(&Default::default()).unwrap().limits);
+        let oversees = |asked: bool, address: &str, token: Option<&str>| {
+            let callers = asked.then(|| tokens(&format!("a:{TOKEN}a")).unwrap());
+            let gate = Gate::new(callers, tokens(&format!("chief:{TOKEN}c")), &limits);
+            let mut request = Request::new(());
+            request.extensions_mut().insert(Peer::stranger(address.parse().unwrap()));
+            if let Some(token) = token {
+                let value = format!("Bearer {TOKEN}{token}").parse().unwrap();
+                request.headers_mut().insert(header::AUTHORIZATION, value);
+            }
+            gate.overseer(&request).map(|caller| caller.0.to_string())
+        };
+        for address in ["127.0.0.1", "10.0.0.1", "::1"] {
+            assert_eq!(oversees(true, address, Some("c")).as_deref(), Some("chief"));
+            assert_eq!(oversees(false, address, Some("c")).as_deref(), Some("chief"));
+            for token in [None, Some("a"), Some("x")] {
+                assert_eq!(oversees(true, address, token), None, "{address} {token:?}");
+            }
+        }
+        for (address, all) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", false),
+            ("0.0.0.0", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(oversees(false, address, None).is_some(), all, "{address}");
+        }
     }
 }

@@ -20,6 +20,8 @@ pub const V1_MODELS: &str = "/v1/models";
 pub const V1_SCORE: &str = "/v1/score";
 /// Our own form: why a score is what it is.
 pub const V1_EXPLAIN: &str = "/v1/explain";
+/// Our own form: what was scored of late.
+pub const V1_RECENT: &str = "/v1/recent";
 /// What our own form is.
 pub const V1_OPENAPI: &str = "/v1/openapi.json";
 
@@ -32,15 +34,19 @@ pub struct Method {
     /// Whether callers must show who they are. Health checkers are asked nothing: neither Kubernetes nor most balancers can
     /// show a token, and all that they learn is whether the server serves.
     pub token: bool,
+    /// Whether those who administer the server may call too, and are told of all callers.
+    pub overseen: bool,
     /// Whether its calls are those of the service that costs something, and their messages are counted.
     pub scoring: bool,
+    /// Whether the memory of its calls counts: that of their messages, or of the answer.
+    pub counted: bool,
     /// Whether its calls have any number of messages.
     pub streaming: bool,
     /// Whether a call's body is its message, as in HTTP, and has no framing.
     pub http: bool,
 }
 
-static METHODS: [Method; 24] = [
+static METHODS: [Method; 25] = [
     grpc("Score", "/spatialscore.v1.SpatialScoreService/Score").scoring(),
     grpc("ScoreStream", "/spatialscore.v1.SpatialScoreService/ScoreStream").scoring().streaming(),
     grpc("GetModel", "/spatialscore.v1.SpatialScoreService/GetModel").scoring(),
@@ -61,9 +67,10 @@ static METHODS: [Method; 24] = [
     http(REWARDS),
     http(SCORE).scoring(),
     http(COMPUTE).scoring(),
-    http(V1_MODELS),
+    http(V1_MODELS).overseen(),
     http(V1_SCORE).scoring(),
     http(V1_EXPLAIN).scoring(),
+    http(V1_RECENT).overseen().counted(),
     http(V1_OPENAPI).without_token(),
     http(PAGE).without_token(),
 ];
@@ -83,7 +90,15 @@ impl Method {
     }
 
     const fn scoring(self) -> Self {
-        Self { scoring: true, ..self }
+        Self { scoring: true, ..self.counted() }
+    }
+
+    const fn counted(self) -> Self {
+        Self { counted: true, ..self }
+    }
+
+    const fn overseen(self) -> Self {
+        Self { overseen: true, ..self }
     }
 
     const fn streaming(self) -> Self {
@@ -92,7 +107,16 @@ impl Method {
 }
 
 const fn grpc(label: &'static str, path: &'static str) -> Method {
-    Method { path, label, token: true, scoring: false, streaming: false, http: false }
+    Method {
+        path,
+        label,
+        token: true,
+        overseen: false,
+        scoring: false,
+        counted: false,
+        streaming: false,
+        http: false,
+    }
 }
 
 const fn http(path: &'static str) -> Method {

@@ -27,6 +27,7 @@ from .errors import (
     SpatialScoreError,
     UnavailableError,
 )
+from .explain import Change, Dropped, Explanation, Turned
 from .plan import Question
 from .rewards import Selection, rank, top_k_bottom_k, win_probability
 from .scores import Columns, Component, Limits, ModelInfo, Receipt, Score, Scores, StreamedScore, StreamedScores
@@ -41,10 +42,13 @@ __all__ = [
     "AuthenticationError",
     "BusyError",
     "CallError",
+    "Change",
     "Columns",
     "Component",
     "ConfigurationError",
     "DeadlineExceededError",
+    "Dropped",
+    "Explanation",
     "InvalidRequestError",
     "ItemFailure",
     "ItemsFailedError",
@@ -61,6 +65,7 @@ __all__ = [
     "SpatialScoreError",
     "StreamedScore",
     "StreamedScores",
+    "Turned",
     "UnavailableError",
     "rank",
     "top_k_bottom_k",

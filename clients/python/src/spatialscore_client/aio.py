@@ -27,6 +27,7 @@ from .base import SERVICE, UNARY, BaseClient
 from .calls import Ask, Attempts, Begin, Land, Send, Steps
 from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure
+from .explain import Asking, Explanation, in_thread
 from .images import Picture, Pictures
 from .plan import Batch, Questions
 from .scores import Columns, ModelInfo, Score, Scores, StreamedScore, StreamedScores
@@ -182,6 +183,32 @@ class AsyncSpatialScoreClient(BaseClient):
         async with aclosing(pump.run()) as results:
             async for result in results:
                 yield result
+
+    async def explain(
+        self,
+        prompt: str | None,
+        image: Picture,
+        *,
+        http: str,
+        references: Sequence[Picture] = (),
+        questions: Questions | None = None,
+        model: str | None = None,
+        cells: int | None = None,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """As SpatialScoreClient.explain."""
+        asking = Asking(
+            self._settings,
+            http,
+            prompt,
+            image,
+            references=references,
+            questions=questions,
+            model=model,
+            cells=cells,
+            deadline=self._deadline(timeout),
+        )
+        return await in_thread(asking)
 
     async def model(self, *, timeout: float | None = None) -> ModelInfo:
         """As SpatialScoreClient.model."""

@@ -19,7 +19,7 @@ from .client import failure_of
 from .door import Door
 from .errors import ConfigurationError, Finding, ItemFailure, SpatialScoreError
 from .scores import ModelInfo
-from .settings import TLS, Settings, address, host_and_port, pem
+from .settings import Settings, address, context, host_and_port
 
 T = TypeVar("T")
 # The picture of the round trip: grey, the smallest that every checkpoint of this family takes as it is.
@@ -46,7 +46,7 @@ def _steps(settings: Settings, target: str) -> Iterator[str]:
         host, port = host_and_port(name.removeprefix("dns:///"))
         where = yield from _network(settings, host, port, timeout)
         if url.scheme in ("http", "https"):
-            door = Door(url, _token(settings), _context(settings.tls, "http/1.1") if settings.tls else None, timeout)
+            door = Door(url, _token(settings), context(settings.tls, "http/1.1") if settings.tls else None, timeout)
             if door.is_there():
                 yield from door.steps()
                 return
@@ -133,13 +133,13 @@ def _transport(settings: Settings, host: str, where: Any, timeout: float) -> str
         return "TLS: not used"
     name = settings.tls.server_name or host
     try:
-        context = _context(settings.tls, "h2")
+        secure = context(settings.tls, "h2")
     except (ConfigurationError, OSError, ssl.SSLError) as error:
         raise Finding(f"TLS: the certificate or key given here cannot be used: {error}") from None
     try:
         with (
             socket.create_connection(where[:2], timeout) as plain,
-            context.wrap_socket(plain, server_hostname=name) as connection,
+            secure.wrap_socket(plain, server_hostname=name) as connection,
         ):
             until = connection.getpeercert() or {}
             protocol = connection.selected_alpn_protocol()
@@ -158,15 +158,6 @@ def _transport(settings: Settings, host: str, where: Any, timeout: float) -> str
     if protocol != "h2":
         raise Finding("TLS: the other side does not offer HTTP/2 (ALPN h2), which gRPC needs; is it a web server?")
     return f"TLS: {version}, certificate for {name} until {until.get('notAfter', 'unknown')}"
-
-
-def _context(tls: TLS, protocol: str) -> ssl.SSLContext:
-    authority = pem(tls.ca, "CERTIFICATE")
-    context = ssl.create_default_context(cadata=authority.decode() if authority else None)
-    context.set_alpn_protocols([protocol])
-    if tls.cert is not None and not isinstance(tls.cert, bytes) and not isinstance(tls.key, bytes):
-        context.load_cert_chain(tls.cert, tls.key)
-    return context
 
 
 def _speaks_tls(where: Any, timeout: float) -> bool:

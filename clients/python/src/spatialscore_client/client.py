@@ -19,6 +19,7 @@ from .base import SERVICE, UNARY, BaseClient
 from .calls import Ask, Attempts, Begin, Land, Send, Steps
 from .endpoints import Endpoint, Watch, tell
 from .errors import ConfigurationError, ItemFailure, SpatialScoreError
+from .explain import Asking, Explanation
 from .images import Picture, Pictures
 from .plan import Batch, Questions
 from .scores import Columns, ModelInfo, Score, Scores, StreamedScore, StreamedScores
@@ -186,6 +187,41 @@ class SpatialScoreClient(BaseClient):
             settings = self._settings
             pending = Pending(limits, settings.codec, deadline.timeout, settings.priority, named, weights)
             yield from _Pump(self, call, pending, iter(items)).run()
+
+    def explain(
+        self,
+        prompt: str | None,
+        image: Picture,
+        *,
+        http: str,
+        references: Sequence[Picture] = (),
+        questions: Questions | None = None,
+        model: str | None = None,
+        cells: int | None = None,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """Why a picture has the score that it has under a prompt: what left-out clauses, turned relations and covered
+        cells cost.
+
+        Over HTTP, where alone a server explains: `http` is the URL of its HTTP port, as in `http://scorer:8080`
+        (`serve --http`). Token and TLS are those of this client, unless the URL has a subject and its token. The map
+        has at most `cells` cells; None leaves that to the server, 0 is for none.
+
+        Every part is a score, behind training. It is asked once: what fails is not tried again. Raises what `score`
+        raises.
+        """
+        asking = Asking(
+            self._settings,
+            http,
+            prompt,
+            image,
+            references=references,
+            questions=questions,
+            model=model,
+            cells=cells,
+            deadline=self._deadline(timeout),
+        )
+        return asking.answer()
 
     def model(self, *, timeout: float | None = None) -> ModelInfo:
         """What is served, asked now; its limits hold for all servers of this client that were asked so far."""

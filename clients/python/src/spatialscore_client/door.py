@@ -6,14 +6,13 @@ import base64
 import http.client
 import json
 import ssl
-import struct
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
 from .errors import Finding
+from .images import png
 from .settings import host_and_port
 
 _SIDE = 112
@@ -82,10 +81,4 @@ class Door:
 
 def _grey() -> bytes:
     """A grey picture as PNG."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 2, 0, 0, 0)
-    rows = (b"\0" + bytes([128]) * (_SIDE * 3)) * _SIDE
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return png(bytes([128]) * (3 * _SIDE * _SIDE), (_SIDE, _SIDE))

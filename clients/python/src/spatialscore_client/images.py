@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -195,6 +197,19 @@ def _tensor(tensor: Any) -> Source:
     pixels = tensor.permute(1, 2, 0).contiguous().cpu().numpy()
     size = (shape[2], shape[1])
     return Source(size, lambda: Encoded(pixels.tobytes(), size))
+
+
+def png(rgb: bytes, size: tuple[int, int]) -> bytes:
+    """A PNG file of pixels, where there need be no Pillow."""
+    width, height = size
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + rgb[3 * width * row : 3 * width * (row + 1)] for row in range(height))
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def _compress(rgb: bytes, size: tuple[int, int], codec: Codec) -> bytes:

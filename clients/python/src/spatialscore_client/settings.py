@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import re
+import ssl
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,16 @@ def pem(source: str | os.PathLike[str] | bytes | None, kind: str) -> bytes | Non
     return data
 
 
+def context(tls: TLS, protocol: str) -> ssl.SSLContext:
+    """The same for Python's own TLS. Raises ConfigurationError where a file cannot be used."""
+    authority = pem(tls.ca, "CERTIFICATE")
+    made = ssl.create_default_context(cadata=authority.decode() if authority else None)
+    made.set_alpn_protocols([protocol])
+    if tls.cert is not None and not isinstance(tls.cert, bytes) and not isinstance(tls.key, bytes):
+        made.load_cert_chain(tls.cert, tls.key)
+    return made
+
+
 @dataclass(frozen=True)
 class Settings:
     """A client's settings, checked."""
@@ -129,7 +140,7 @@ class Settings:
             token()
         elif token is not None and not callable(token):
             raise ConfigurationError(f"token is a {type(token).__name__}; give a str, or what gives one")
-        if token and not settings and not all(map(_local, addresses)):
+        if token and not settings and not all(map(is_local, addresses)):
             warnings.warn("the token goes over the network in plain text; set tls", stacklevel=4)
         return cls(addresses, token, settings, timeout, codec, max_in_flight, stream_window, use_proxy, priority)
 
@@ -327,7 +338,8 @@ def host_and_port(text: str) -> tuple[str, int]:
     return host, number
 
 
-def _local(address: str) -> bool:
+def is_local(address: str) -> bool:
+    """Whether a target is of this machine."""
     text = re.sub("^(dns:///|ipv[46]:)", "", address)
     return text.startswith(("unix", "localhost", "127.", "[::1]"))
 

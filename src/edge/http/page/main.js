@@ -1,9 +1,10 @@
-// The page: what is chosen, and which of the three views is asked for.
+// The page: what is chosen, and which of the four views is asked for.
 
 import { Refused, call } from './api.js';
 import * as compare from './compare.js';
 import { get, h } from './dom.js';
 import * as chosen from './pictures.js';
+import * as recent from './recent.js';
 import * as score from './score.js';
 import * as why from './why.js';
 
@@ -11,6 +12,7 @@ const MODES = {
   score: { ...score, go: 'Score', about: 'Each picture under the prompt, by itself.' },
   compare: { ...compare, go: 'Compare', about: '2 to 24 pictures under one prompt, as a group.' },
   why: { ...why, go: 'Explain', about: 'What one picture\'s score loses by what is changed. Takes as many scores as there are cells, behind training.' },
+  recent: { ...recent, go: 'Look', about: 'What was scored in the last minutes. It is asked for when you look, and not again.', chooses: false },
 };
 let mode = 'score';
 let running = null;
@@ -26,6 +28,9 @@ function choose(name, focus) {
   get('go').textContent = MODES[name].go;
   get('about').textContent = MODES[name].about;
   get('why-options').hidden = name !== 'why';
+  get('recent-options').hidden = name !== 'recent';
+  // What is hidden is not to be filled in.
+  get('what').disabled = get('what').hidden = MODES[name].chooses === false;
   get('results').setAttribute('aria-labelledby', `tab-${name}`);
 }
 
@@ -47,7 +52,7 @@ async function submit(event) {
   const models = [...document.querySelectorAll('#model-list input:checked')].map(box => box.value);
   const pictures = [...chosen.pictures];
   get('problem').textContent = '';
-  if (!pictures.length) {
+  if (!pictures.length && MODES[mode].chooses !== false) {
     get('problem').textContent = 'Choose a picture first.';
     return get('files').focus();
   }
@@ -57,7 +62,8 @@ async function submit(event) {
   get('status').textContent = 'Working …';
   const show = nodes => get('results').replaceChildren(...nodes.filter(node => node != null));
   try {
-    show(await MODES[mode].run({ pictures, prompt, models, cells: Number(get('cells').value) }, running.signal, show));
+    const asked = { pictures, prompt, models, cells: Number(get('cells').value), seconds: get('seconds').value, most: get('most').value };
+    show(await MODES[mode].run(asked, running.signal, show));
     get('status').textContent = 'Done.';
     get('results').focus();
   } catch (error) {

@@ -37,6 +37,12 @@ export function scale(scores) {
   return [low - margin, high + margin];
 }
 
+/** A time in words. */
+export function ago(seconds) {
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
 /** A number with what three more digits than its sigma has tell. */
 export function short(value) {
   return Number(value.toPrecision(4)).toString().replace('-', '\u2212');

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::form;
 use super::score::{Asked, ErrorAnswer, Item, QuestionAsked, Receipt, Score};
-use crate::edge::grpc::{claim, code_name, work_item};
-use crate::edge::http::json::{self, Base64, Plain, Structured};
+use crate::edge::grpc::{MadeUp, claim, code_name, work_item};
+use crate::edge::http::json::{Base64, Plain, Structured};
 use crate::edge::http::response::Refused;
 use crate::edge::http::{Call, Edge, Outcome, Served, outcomes};
 use crate::edge::layers::arrivals::Arrivals;
@@ -133,18 +133,12 @@ pub(in crate::edge::http) async fn explain(
     State(edge): State<Edge>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refused> {
-    let boundary = form::boundary(request.headers())?;
-    let parse = move |body: Bytes, most| match boundary {
-        Some(boundary) => {
-            let (asked, cells) = form::read(body, boundary, most, "cells")?;
-            let number = |text: String| {
-                text.parse()
-                    .map_err(|_| ScoreError::invalid("cells", format!("is {}, no number", quoted(&text))))
-            };
-            Ok(Question { asked, cells: cells.map(number).transpose()? })
-        }
-        None => json::message::<ExplainRequest>(&body, most).map(Question::from),
-    };
+    let parse = form::or_json::<ExplainRequest, _, _>(request.headers(), "cells", |asked, cells| {
+        let number = |text: String| {
+            text.parse().map_err(|_| ScoreError::invalid("cells", format!("is {}, no number", quoted(&text))))
+        };
+        Ok(Question { asked, cells: cells.map(number).transpose()? })
+    })?;
     let most = edge.explain_cells;
     let ((question, own), call) = edge
         .read_as(request, parse, |question, served: &Served| Ok((question, served.own.info.name.clone())))
@@ -208,6 +202,7 @@ impl Explanation {
         mut call: Call,
     ) -> Result<Self, Refused> {
         call.priority = Priority::Evaluation;
+        call.extensions.insert(MadeUp);
         let engine = edge.handlers.engine()?;
         let claim = Claim { priority: call.priority, ..claim(&call.extensions) };
         let ready = engine.models().ready(&models).await?;

@@ -5,23 +5,46 @@ use futures::executor::block_on;
 use futures::stream;
 use http::{HeaderMap, header};
 use multer::{Field, Multipart};
+use serde::de::DeserializeOwned;
 
 use super::score::{Asked, ItemAsked, QuestionAsked};
+use crate::edge::http::json;
 use crate::error::{ScoreError, quoted};
 
+/// What reads a call's body, which is a form or JSON and is told how many values it may have. `own` names the field of a form
+/// that only this call has; `of_form` makes the call of what the form says, and of what stands in that field.
+///
+/// # Errors
+/// The body says that it is a form, and not where its parts end.
+pub(super) fn or_json<J, T, F>(
+    headers: &HeaderMap,
+    own: &'static str,
+    of_form: F,
+) -> Result<impl FnOnce(Bytes, usize) -> Result<T, ScoreError> + use<J, T, F>, ScoreError>
+where
+    J: DeserializeOwned + Into<T>,
+    F: FnOnce(Asked, Option<String>) -> Result<T, ScoreError>,
+{
+    let boundary = boundary(headers)?;
+    Ok(move |body: Bytes, most| match boundary {
+        Some(boundary) => read(body, boundary, most, own).and_then(|(asked, option)| of_form(asked, option)),
+        None => json::message::<J>(&body, most).map(Into::into),
+    })
+}
+
 /// The boundary of a form, where a body is one.
-pub(super) fn boundary(headers: &HeaderMap) -> Result<Option<String>, ScoreError> {
+fn boundary(headers: &HeaderMap) -> Result<Option<String>, ScoreError> {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let is_form = value.get(..10).is_some_and(|start| start.eq_ignore_ascii_case("multipart/"));
     is_form.then(|| multer::parse_boundary(value).map_err(unreadable)).transpose()
 }
 
 /// Reads a form of at most so many fields. One `prompt` is that of all pictures, several are those of each; `reference` and
-/// `question` are of all. `own` names the field that only this call has; what it says is given as it stands.
+/// `question` are of all. What the field `own` says is given as it stands.
 ///
 /// # Errors
 /// It is none, or has a field that there is not.
-pub(super) fn read(
+fn read(
     body: Bytes,
     boundary: String,
     most: usize,

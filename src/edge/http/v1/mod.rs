@@ -4,6 +4,7 @@
 mod explain;
 mod form;
 mod models;
+mod recent;
 mod score;
 mod seen;
 
@@ -12,6 +13,7 @@ use http::header;
 
 pub(super) use explain::explain;
 pub(super) use models::models;
+pub(super) use recent::recent;
 pub(super) use score::score;
 
 /// `GET /v1/openapi.json`.

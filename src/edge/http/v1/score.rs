@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::form;
 use super::seen::{self, Looks, SeenAnswer};
 use crate::edge::grpc::{code_name, status, work_item};
-use crate::edge::http::json::{self, Base64, Plain, Structured};
+use crate::edge::http::json::{Base64, Plain, Structured};
 use crate::edge::http::response::Refused;
 use crate::edge::http::{Edge, Outcome, Served, outcomes};
 use crate::edge::proto;
@@ -220,22 +220,17 @@ pub(in crate::edge::http) async fn score(
     State(edge): State<Edge>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refused> {
-    let boundary = form::boundary(request.headers())?;
-    let parse = move |body: Bytes, most| match boundary {
-        Some(boundary) => {
-            let (mut asked, inspect) = form::read(body, boundary, most, "inspect")?;
-            asked.inspect = match inspect.as_deref() {
-                None | Some("false") => false,
-                Some("true") => true,
-                Some(other) => {
-                    let reason = format!("is {}; send true or false", quoted(other));
-                    return Err(ScoreError::invalid("inspect", reason));
-                }
-            };
-            Ok(asked)
-        }
-        None => json::message::<ScoreRequest>(&body, most).map(Asked::from),
-    };
+    let parse = form::or_json::<ScoreRequest, _, _>(request.headers(), "inspect", |asked, inspect| {
+        let inspect = match inspect.as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                let reason = format!("is {}; send true or false", quoted(other));
+                return Err(ScoreError::invalid("inspect", reason));
+            }
+        };
+        Ok(Asked { inspect, ..asked })
+    })?;
     let (mut asked, call) = edge
         .read_as(request, parse, |mut asked: Asked, served: &Served| {
             if asked.models.is_empty() {
