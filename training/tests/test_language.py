@@ -189,3 +189,13 @@ def test_the_goals_prompts_say_the_clause(drawings):
                 assert missing not in there and other in there and len(there) == 2
             else:
                 assert there == expected
+
+
+@pytest.mark.parametrize("sort", goals.SORTS, ids=lambda sort: sort.name)
+def test_every_sort_of_the_goals_can_be_made(sort, drawings):
+    world = replace(sort.world, kinds=16, styles=STYLES)
+    pair = new_pair(random.Random(1), world, drawings)
+    text = sort.say(random.Random(1), pair)
+    broken = sort.broken(random.Random(1), pair.kept, *pair.prompt.clauses[0].about) if sort.broken else pair.broken
+    assert text.strip() and broken != pair.kept and "{" not in text
+    assert all(draw(scene, 112, drawings).size == (112, 112) for scene in (pair.kept, broken))
