@@ -3,6 +3,7 @@
     spatialreward-data fetch                                   the drawings, by npm, into .cache/drawings; --styles for others
     spatialreward-data make pairs --preset paper               80,000 pairs with the paper's words, relations and perturbations
     spatialreward-data make mine --pairs 2000 --seed 1         a world of all relations, with shorter prompts
+    spatialreward-data make wide --preset wide --pairs 2000    in the grammar's words, with things missing or there twice
     spatialreward-data make plain --pairs 2000 --seed 1 --relations plain --things 2 2 --clauses 1 1
     spatialreward-data stats pairs                             pairs/stats.png and pairs/stats.html
     spatialreward-data validate pairs                          also for manifests of your own
@@ -16,17 +17,20 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from .drawings import DEFAULT_FOLDER, EVERY_STYLE, STYLES, fetch
+from .drawings import DEFAULT_FOLDER, EVERY_STYLE, LOOKS, STYLES, fetch, kinds
 from .files import command
 from .figures import draw_figures
 from .manifest import validate, write_pairs
-from .relations import PLAIN, RULES
+from .relations import EVERY, PLAIN, RULES
 from .scenes import World
 
 
+RELATIONS = {"plain": PLAIN, "all": tuple(RULES), "every": tuple(EVERY)}
 PRESETS = {
     # arXiv 2602.24233: 80,000 pairs; 40 to 100 words, most often 59; 3 to 12 relations, most often 7.
     "paper": dict(pairs=80000, things=(4, 8), clauses=(3, 12), words=(40, 100), relations="all"),
+    # What people type and policies paint.
+    "wide": dict(kinds=len(kinds()), things=(2, 6), clauses=(1, 4), words=(1, 100), relations="every", grammar=0.8, lost=0.3, doubled=0.1),
 }
 
 
@@ -35,7 +39,7 @@ def make(options: argparse.Namespace) -> None:
         kinds=options.kinds,
         things=tuple(options.things),
         size=tuple(options.size),
-        relations=PLAIN if options.relations == "plain" else tuple(RULES),
+        relations=RELATIONS[options.relations],
         clauses=tuple(options.clauses),
         phrasings=(-2, 99) if options.phrasings == "held-out" else (0, 99),
         styles=tuple(options.styles),
@@ -43,6 +47,11 @@ def make(options: argparse.Namespace) -> None:
         depth=0.0 if options.relations == "plain" else 0.15,
         length=tuple(options.words),
         paper=options.preset == "paper",
+        grammar=options.grammar,
+        held_out=options.phrasings == "held-out",
+        lost=options.lost,
+        doubled=options.doubled,
+        looks=tuple(options.looks),
     )
     write_pairs(options.folder, world, options.drawings, options.seed, options.side, options.pairs, options.jobs)
 
@@ -76,12 +85,16 @@ def main() -> None:
     making.add_argument("--kinds", type=int, default=World().kinds, help="how many kinds of thing, from the top of kinds.tsv")
     making.add_argument("--things", type=int, nargs=2, default=(2, 8), metavar=("LEAST", "MOST"), help="things in a scene")
     making.add_argument("--size", type=float, nargs=2, default=(0.16, 0.34), metavar=("LEAST", "MOST"), help="of a thing, as a fraction of the side")
-    making.add_argument("--relations", choices=("plain", "all"), default="all", help="plain: left, right, above, below")
+    making.add_argument("--relations", choices=RELATIONS, default="all", help="plain: left, right, above, below; every: also near, far, what is there, and denied ones")
     making.add_argument("--clauses", type=int, nargs=2, default=(1, 12), metavar=("LEAST", "MOST"), help="relations in a prompt")
     making.add_argument("--words", type=int, nargs=2, default=(8, 100), metavar=("LEAST", "MOST"), help="in a prompt")
     making.add_argument("--phrasings", choices=("training", "held-out"), default="training", help="which ways of saying it")
     making.add_argument("--styles", nargs="+", choices=EVERY_STYLE, default=STYLES, help="of the drawings")
     making.add_argument("--shadow", type=float, default=World().shadow, help="how far a thing casts one, as a fraction of the side")
+    making.add_argument("--grammar", type=float, default=0.0, help="share of prompts by the grammar")
+    making.add_argument("--lost", type=float, default=0.0, help="share of twins that lack a thing, have another in its place or have one twice")
+    making.add_argument("--doubled", type=float, default=0.0, help="share of scenes with a thing twice or three times")
+    making.add_argument("--looks", nargs="+", choices=LOOKS, default=(), help="of the drawings in half of the scenes")
     making.add_argument("--jobs", type=int, help="processes; one a core if not given")
     making.set_defaults(run=make)
 

@@ -13,7 +13,7 @@ import argparse
 import base64
 import html
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 from math import erf, sqrt
 from pathlib import Path
@@ -51,13 +51,22 @@ def certainty(kept: Score, broken: Score) -> float | None:
     return 0.5 * (1 + erf(abs(kept.mean - broken.mean) / spread / sqrt(2)))
 
 
+def perturbation(record: dict) -> set[str]:
+    """What was done to which things there are, in the words of the report: nothing, where they only stand otherwise."""
+    if "things" not in record:
+        return set()
+    kept, broken = (Counter(thing["kind"] for thing in record["things"][name]) for name in ("kept", "broken"))
+    lost, added = kept - broken, broken - kept
+    return {"(another in its place)" if lost and added else "(missing)" if lost else "(there besides)"} if lost or added else set()
+
+
 def shares(judged: list[dict]) -> dict:
     """Accuracies of pairs that were judged, as a whole and by their properties."""
     groups = {"by relation": defaultdict(list), "by number of relations": defaultdict(list), "by certainty": defaultdict(list)}
     for pair in judged:
         relations = pair["record"].get("relations", [])
         groups["by number of relations"][len(relations)].append(pair["right"])
-        for sort in {family(said["relation"]) for said in relations if not said["broken"]}:
+        for sort in {family(said["relation"]) for said in relations if not said["broken"]} | perturbation(pair["record"]):
             groups["by relation"][sort].append(pair["right"])
         if pair["certainty"] is not None:
             low, high = next(b for b in BINS if pair["certainty"] < b[1])

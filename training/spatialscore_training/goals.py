@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import log
@@ -29,7 +30,7 @@ from .relations import RULES
 from .scenes import Scene, World, draw
 from .scorers import Item, Score, ServerScorer
 
-TWO = World(kinds=64, things=(2, 2))
+TWO = World(kinds=64, things=(2, 2), clauses=(1, 1))
 MIXED = World(kinds=64, things=(2, 6), relations=tuple(RULES), depth=0.15)
 LONG = replace(MIXED, things=(3, 8), clauses=(5, 12))
 
@@ -51,7 +52,7 @@ def typed(change: Callable[[str], str]) -> Say:
 
 def form(text: str, **words: tuple[str, ...]) -> Say:
     """A form of one plain clause: `{a}` and `{b}` are the names, `{rel}` the relation in words, `{short}` without "to the",
-    `{not}` the opposite in words; other names stand for one of these words. " a apple" becomes " an apple"."""
+    `{opposite}` the opposite in words; other names stand for one of these words. " a apple" becomes " an apple"."""
 
     def say(rng: random.Random, pair: Pair) -> str:
         clause = pair.prompt.clauses[0]
@@ -63,9 +64,7 @@ def form(text: str, **words: tuple[str, ...]) -> Say:
 
 
 def _articles(text: str) -> str:
-    words = text.split(" ")
-    an = lambda word, then: word + "n" if word in ("a", "A") and then[:1].lower() in "aeiou" else word
-    return " ".join(an(word, then) for word, then in zip(words, [*words[1:], ""]))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 Cheat = Callable[[random.Random, Scene, str, str], Scene]
@@ -100,7 +99,7 @@ TYPED = {
     "CRLF": lambda text: text + "\r\n",
     "leading spaces": lambda text: "  " + text,
 }
-NEARNESS = {"next to": "near", "near": "near", "on side of": "near", "far from": "far_from"}
+NEARNESS = ("next to", "near", "on side of")
 NEVER_SEEN = ("openmoji",)
 ADJECTIVES = ("blue", "cute", "white", "yellow", "green", "wooden", "old", "black", "small", "shiny", "red", "beautiful", "ancient", "plastic")
 FORMS = {
@@ -167,6 +166,16 @@ def _third(rng: random.Random, a: str, b: str) -> str:
     return rng.choice([word for word in TWO.words if word not in (a, b)])
 
 
+def nearness(near: str) -> Say:
+    """What is near in these words, and what is far in the only ones for it."""
+
+    def say(rng: random.Random, pair: Pair) -> str:
+        clause = pair.prompt.clauses[0]
+        return _articles("a {} {} a {}".format(clause.about[0], near if clause.relation == "near" else "far from", clause.about[1]))
+
+    return say
+
+
 SORTS = (
     Sort("plain", 0.995, TWO),
     Sort("mixed", 0.975, MIXED, seed=2),
@@ -183,7 +192,7 @@ SORTS = (
     Sort("negation: is not", 0.9, TWO, form("the {a} is not {opposite} the {b}")),
     Sort("negation: isn't", 0.9, TWO, form("a {a} isn't {opposite} a {b}.")),
     Sort("form: on top of", 0.95, replace(TWO, relations=("above",)), form("a {a} on top of a {b}")),
-    *(Sort(f"form: {said}", 0.95, replace(TWO, relations=(relation,)), form(f"a {{a}} {said} a {{b}}")) for said, relation in NEARNESS.items()),
+    *(Sort(f"form: {near}, far from", 0.95, replace(TWO, relations=("near", "far_from")), nearness(near)) for near in NEARNESS),
     *(Sort(f"absent: {name}", 0.98, TWO, broken=CHEATS[name]) for name in CHEATS if name.endswith(("alone", "place", "neither"))),
     Sort("absent: a photo of a A", 0.98, TWO, form("a photo of a {a}"), broken=CHEATS["B alone"]),
     Sort("absent: the picture shows a A", 0.98, TWO, form("The picture shows a {a}."), broken=CHEATS["a third kind in A's place"]),

@@ -37,7 +37,7 @@ from .drawings import Drawings, drawings_digest
 from .files import Refusal, digest, keep_apart, tries, write_text
 from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
-from .relations import RULES, Clause, Thing, verdict
+from .relations import EVERY, Clause, Thing, verdict
 from .scenes import World, draw
 
 GENERATOR = 2
@@ -129,7 +129,8 @@ def _claim(folder: Path, made_with: dict, pairs: int) -> bool:
             raise Refusal(f"{folder} is not empty and has no dataset.json, so nobody knows what made it; name a new folder")
     else:
         said = json.loads(said_in.read_text())
-        then = said["made_with"] | {"world": None} | said["made_with"]["world"]
+        # What a world did not have when the set was begun is in it what it is by default.
+        then = said["made_with"] | {"world": None} | json.loads(json.dumps(asdict(World()))) | said["made_with"]["world"]
         now = made_with | {"world": None} | made_with["world"]
         # As JSON has them, which knows no tuples.
         now = json.loads(json.dumps(now))
@@ -208,7 +209,7 @@ def _faults(record: dict) -> Iterator[str]:
 def _geometry_faults(said: dict, things: dict[str, list[dict]]) -> Iterator[str]:
     """Whether the boxes agree with what a relation is said to be."""
     clause = Clause(said["relation"], tuple(said["about"]))
-    if clause.relation not in RULES:
+    if clause.relation not in EVERY:
         return
     for name in ("kept", "broken"):
         layout = []
@@ -216,7 +217,7 @@ def _geometry_faults(said: dict, things: dict[str, list[dict]]) -> Iterator[str]
             left, top, right, bottom = thing["box"]
             layout.append(Thing(thing["kind"], thing.get("style", ""), (left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
         missing = set(clause.about) - {thing.kind for thing in layout}
-        if missing:
+        if missing and said[name] and clause.relation != "without":
             yield f"{clause.relation} is about {', '.join(sorted(missing))}, not among the things of `{name}`"
         elif (found := verdict(clause, tuple(layout))) != said[name]:
             yield f"{clause.relation}({', '.join(clause.about)}) is said to be {said[name]} in `{name}`; the boxes say {found}"

@@ -46,7 +46,8 @@ def verdicts(world: World, *layouts: Things, strangers: tuple[str, ...] = ()) ->
 
 def write(rng: random.Random, clauses: tuple[Clause, ...], world: World, things: Things | None = None) -> Prompt:
     """A prompt in this world's words."""
-    if world.grammar and (rng.random() < world.grammar or any(clause.relation not in prompts.PHRASINGS for clause in clauses)):
+    by_grammar = bool(world.grammar) and rng.random() < world.grammar
+    if by_grammar or any(clause.relation not in prompts.PHRASINGS for clause in clauses):
         return language.write(rng, clauses, world.adjectives, world.held_out)
     return prompts.write(rng, clauses, world.phrasings, things)
 

@@ -106,6 +106,9 @@ def has_ended(stage: Stage, folder: Path, drawings: Path, seed: int) -> bool:
 
 def _check(state: dict, path: Path, stage: Stage, drawings: Path, seed: int) -> None:
     then, now = json.loads(state.get("made_with", "{}")), json.loads(made_with(stage, drawings, seed))
+    if "world" in then:
+        # What a world or a stage did not have at the time is what it is by default.
+        then = {"start": ""} | then | {"world": json.loads(json.dumps(asdict(World()))) | then["world"]}
     if differing := [key for key in now if then.get(key) != now[key]]:
         told = "; ".join(f"{key} was {then.get(key)}, is now {now[key]}" for key in differing)
         raise Refusal(f"{path} was made otherwise: {told}. Name another --run")

@@ -1,16 +1,20 @@
 """The grammar: that what it says is what the clause claims, by a reader that knows neither relations nor phrasings."""
 
 import hashlib
+import json
 import random
 import re
 from dataclasses import replace
 
 import pytest
 
-from spatialscore_training import goals, language
-from spatialscore_training.drawings import LOOKS, STYLES, Drawings, kinds
+from spatialscore_training import evaluate, goals, language
+from spatialscore_training.drawings import LOOKS, STYLES, kinds
+from spatialscore_training.files import Refusal
+from spatialscore_training.manifest import validate, write_pairs
+from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
-from spatialscore_training.relations import EVERY, PLAIN, RULES, Clause, Thing, verdict
+from spatialscore_training.relations import EVERY, PLAIN, Clause, verdict
 from spatialscore_training.scenes import Scene, World, draw
 
 from test_generator import FULL, drawings, folder, thing  # noqa: F401
@@ -135,6 +139,28 @@ def test_pairs_keep_what_they_promise(drawings):
     assert presence > 30
 
 
+def test_a_data_set_of_such_pairs_is_sound_and_counts_what_was_done(folder, tmp_path):
+    write_pairs(tmp_path / "wide", replace(WIDE, length=(1, 100)), folder, seed=5, side=112, pairs=24, jobs=1)
+    assert list(validate(tmp_path / "wide")) == []
+    done = [evaluate.perturbation(record) for record in read_pairs(tmp_path / "wide")]
+    assert {"(missing)", "(another in its place)", "(there besides)", *done[0]} >= set().union(*done) and any(done) and not all(done)
+    thing = lambda *kinds: [{"kind": kind} for kind in kinds]
+    told = lambda kept, broken: evaluate.perturbation({"things": {"kept": thing(*kept), "broken": thing(*broken)}})
+    assert (told("ab", "a"), told("ab", "ac"), told("ab", "aab"), told("ab", "ba")) == ({"(missing)"}, {"(another in its place)"}, {"(there besides)"}, set())
+
+
+def test_a_set_that_was_begun_before_worlds_had_all_this_goes_on(folder, tmp_path):
+    write_pairs(tmp_path, FULL, folder, seed=5, side=112, pairs=3, jobs=1)
+    said = json.loads((tmp_path / "dataset.json").read_text())
+    for name in ("grammar", "adjectives", "held_out", "lost", "doubled", "looks", "shadows"):
+        del said["made_with"]["world"][name]
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    write_pairs(tmp_path, FULL, folder, seed=5, side=112, pairs=4, jobs=1)
+    assert len(list(read_pairs(tmp_path))) == 4
+    with pytest.raises(Refusal, match="lost was 0"):
+        write_pairs(tmp_path, replace(FULL, lost=0.5), folder, seed=5, side=112, pairs=4, jobs=1)
+
+
 @pytest.mark.parametrize("ask", [new_questions, new_duels])
 def test_the_prompt_alone_does_not_tell(ask, drawings):
     """Not whether it denies something, nor how many clauses it has; of those with one clause."""
@@ -189,3 +215,13 @@ def test_the_goals_prompts_say_the_clause(drawings):
                 assert missing not in there and other in there and len(there) == 2
             else:
                 assert there == expected
+
+
+@pytest.mark.parametrize("sort", goals.SORTS, ids=lambda sort: sort.name)
+def test_every_sort_of_the_goals_can_be_made(sort, drawings):
+    world = replace(sort.world, kinds=16, styles=STYLES)
+    pair = new_pair(random.Random(1), world, drawings)
+    text = sort.say(random.Random(1), pair)
+    broken = sort.broken(random.Random(1), pair.kept, *pair.prompt.clauses[0].about) if sort.broken else pair.broken
+    assert text.strip() and broken != pair.kept and "{" not in text
+    assert all(draw(scene, 112, drawings).size == (112, 112) for scene in (pair.kept, broken))
