@@ -1,6 +1,7 @@
 //! The life of a server: listen, load, serve, drain, stop.
 
-use std::convert::Infallible;
+mod upkeep;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -38,7 +39,6 @@ use crate::engine::{
 };
 use crate::model::Scorer;
 use crate::recent::Recent;
-use crate::scheduler::worker::BACKOFF;
 use crate::telemetry;
 
 /// How long connections may take to close once every call is answered. A health watcher never would.
@@ -248,8 +248,8 @@ where
     let up = lifeline.workers_up();
     let stop = tokio::select! {
         lost = follow_workers(up, &serving, manager.models(), server.recovery_timeout) => Err(lost),
-        never = test_again(Arc::clone(&manager), tests) => match never {},
-        never = restore(Arc::clone(&manager), lifeline.workers_up()) => match never {},
+        never = upkeep::test_again(Arc::clone(&manager), tests) => match never {},
+        never = upkeep::restore(Arc::clone(&manager), lifeline.workers_up()) => match never {},
         at_once = &mut shutdown => Ok(at_once),
     };
 
@@ -331,34 +331,6 @@ async fn follow_workers(
         if !timeout(patience, change).await.is_ok_and(|changed| changed.is_ok()) {
             return LoadError::Lost(limit);
         }
-    }
-}
-
-/// Has the models tested again and again.
-async fn test_again(manager: Arc<impl ModelControl + 'static>, interval: Option<Duration>) -> Infallible {
-    let Some(interval) = interval else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(interval).await;
-        let manager = Arc::clone(&manager);
-        if tokio::task::spawn_blocking(move || manager.test_again()).await.is_err() {
-            tracing::error!("the self-test panicked");
-        }
-    }
-}
-
-/// Brings back what a worker that was lost could not make anew, for as long as it takes.
-async fn restore(manager: Arc<impl ModelControl + 'static>, mut up: watch::Receiver<usize>) -> Infallible {
-    let mut wait = Duration::MAX;
-    loop {
-        // Its sender is the manager's.
-        let _ = timeout(wait, up.changed()).await;
-        let manager = Arc::clone(&manager);
-        let missing = tokio::task::spawn_blocking(move || manager.restore()).await.unwrap_or(true);
-        wait = match missing {
-            false => Duration::MAX,
-            true if wait == Duration::MAX => BACKOFF[0],
-            true => (wait * 2).min(BACKOFF[1]),
-        };
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! The defaults are `spatialscore.example.toml` itself, so the documentation of a setting cannot drift from it.
 
+mod fault;
 pub mod models;
 mod reader;
 
 use std::collections::HashMap;
-use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::device::{Devices, Dtype};
 
+pub use fault::{Fault, InvalidSettings};
 use reader::Reader;
 
 /// The example file, which holds the default of every setting.
@@ -293,31 +294,6 @@ pub struct Sources {
     pub flags: Vec<(String, String)>,
     /// Models, from the flags: they stand in place of the file's. Each as `NAME=CHECKPOINT[,key=value…]`.
     pub models: Vec<String>,
-}
-
-/// Everything that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{}", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct InvalidSettings(pub Vec<Fault>);
-
-/// One thing that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Fault {
-    /// The setting, or the source that could not be read.
-    pub name: String,
-    /// The value and where it was given.
-    pub given: Option<(String, String)>,
-    /// What would be right.
-    pub problem: String,
-}
-
-impl Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.given {
-            Some((value, origin)) => write!(f, "{} = {value:?} ({origin}): {}", self.name, self.problem),
-            None => write!(f, "{}: {}", self.name, self.problem),
-        }
-    }
 }
 
 impl Settings {
