@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from . import answers
 from ._proto import spatialscore as pb
 from .answers import Failure
-from .endpoints import Deadline, Endpoint, Endpoints
+from .endpoints import Deadline, Endpoint, Endpoints, Trip
 from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ModelMismatchError, call_error
 from .plan import Batch
 from .scores import Columns, ModelInfo, Receipt, Score, Scores
@@ -20,6 +20,8 @@ Method = Literal["Score", "GetModel"]
 T = TypeVar("T")
 # How often a call is sent again after a failure of which nobody knows what it means.
 _VAGUE = 3
+# What must be left of the timeout for another attempt: so much of it, or so many seconds.
+_LEAST_SHARE, _LEAST_SECONDS = 0.1, 1.0
 
 
 class Flight(Protocol):
@@ -92,8 +94,9 @@ class TimeLeft(Protocol):
 class Attempts:
     """The attempts of one call: where the next one goes, and when there is none left."""
 
-    def __init__(self, endpoints: Endpoints, deadline: TimeLeft) -> None:
+    def __init__(self, endpoints: Endpoints, deadline: TimeLeft, items: int = 1) -> None:
         self._endpoints = endpoints
+        self._items = items
         self._deadline = deadline
         self._made = 0
         self._vague = 0
@@ -128,7 +131,7 @@ class Attempts:
         wait = 0.001
         while True:
             self._endpoints.refresh()
-            endpoint = self._endpoints.pick()
+            endpoint = self._endpoints.pick(self._items)
             if endpoint is not None:
                 return endpoint
             unknown = self._endpoints.unknown()
@@ -163,7 +166,7 @@ class Attempts:
 
     def _check_time(self, address: str, pause: float) -> None:
         left, timeout = self._deadline.left(), self._deadline.timeout
-        if self._last and pause >= left:
+        if self._last and pause >= left - min(_LEAST_SHARE * timeout, _LEAST_SECONDS):
             where, failure = self._last
             text = f"{failure.message} (no time for another attempt within {timeout:g} s)"
             raise call_error(failure.code, text, where, self._made)
@@ -227,22 +230,32 @@ def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tu
     An attempt that takes half of the time that is left is not given up, for it may stand in a long queue; but the
     same is asked of another server, and whoever answers first is taken. Scoring twice gives the same.
     """
-    attempts = Attempts(endpoints, deadline)
+    items = len(batch.request.items)
+    attempts = Attempts(endpoints, deadline, items)
     flights: list[Flight] = []
+    trips: list[Trip] = []
+
+    def begin(endpoint: Endpoint) -> Steps[None]:
+        flights.append((yield Begin(endpoint, "Score", batch.request, deadline.left())))
+        trips.append(endpoints.begin(endpoint, items))
+
+    def landed(flight: Flight, *, answered: bool) -> None:
+        place = flights.index(flight)
+        endpoints.end(flights.pop(place).endpoint, trips.pop(place), answered=answered)
+
     try:
         while True:
             if not flights:
-                endpoint = yield from attempts.next()
-                flights.append((yield Begin(endpoint, "Score", batch.request, deadline.left())))
+                yield from begin((yield from attempts.next()))
             share = max(0.1, deadline.left() / 2) if len(flights) == 1 and endpoints.several else None
             flight = yield Land(flights, share)
             if flight is None:
                 other = endpoints.spare(flights[0].endpoint)
                 if other is not None:
-                    flights.append((yield Begin(other, "Score", batch.request, deadline.left())))
+                    yield from begin(other)
                 continue
-            flights.remove(flight)
             answer = flight.answer
+            landed(flight, answered=not isinstance(answer, Failure))
             if isinstance(answer, Failure):
                 attempts.failed(flight.endpoint, answer)
                 continue
@@ -251,7 +264,8 @@ def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tu
                 endpoints.failed(late.endpoint, Failure("DEADLINE_EXCEEDED", "another answered first"))
             return answer, flight.endpoint.address
     finally:
-        for each in flights:
+        for each in list(flights):
+            landed(each, answered=False)
             each.cancel()
 
 
