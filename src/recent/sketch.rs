@@ -120,7 +120,7 @@ mod tests {
         let red = Sketch::of(&picture(3, 3, |_, _| [255, 0, 0]), false);
         assert_eq!((red.saturation, red.sharpness), (1.0, 0.0));
         assert_eq!(Sketch::of(&picture(3, 3, |_, _| [0; 3]), false).saturation, 0.0);
-        let board = |x: u32, y: u32| [if (x + y) % 2 == 0 { 255 } else { 0 }; 3];
+        let board = |x: u32, y: u32| [if (x + y).is_multiple_of(2) { 255 } else { 0 }; 3];
         assert_eq!(Sketch::of(&picture(6, 6, board), false).sharpness, 1020.0 * 1020.0);
         // Nothing in it has four neighbours.
         for (width, height) in [(1, 1), (2, 9), (9, 2), (1, 9)] {
