@@ -24,16 +24,16 @@ const AHEAD: usize = 4;
 /// Say why a picture has the score that it has.
 ///
 /// Scores the picture again with one thing changed at a time, on a running server and behind training: mirrored, each clause
-/// of the prompt left out, each relation turned round, each cell of the picture covered with its mean colour. A cost is how
-/// much lower the score then is.
+/// of the prompt left out, each relation turned round, each cell of the picture covered with its mean colour, and with it those
+/// around it: about a third of the shorter side. A cost is how much lower the score then is.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 What it tells:
   mirrored   whether left and right matter at all; lettering turns with the picture
   left out   how much the score hangs on a clause being there; not whether the picture keeps it
   turned     whether the direction is heeded; by a list of English words, which may turn one that is no relation
-  the map    what covering each cell by itself costs: red where the score falls, blue where it rises, the stronger the more
-             of the largest; not what two cells do together
+  the map    what covering each cell with those around it costs: red where the score falls, blue where it rises, the stronger the more
+             of the largest; not where a thing ends, nor what two of them do together
 
 Examples:
   spatialscore explain --prompt \"a banana is above a tree\" --map map.png samples/banana.right.png

@@ -25,7 +25,7 @@ pub enum Probe {
     Dropped(Clause),
     /// A relation of the prompt turned round.
     Turned(Turned),
-    /// A cell of the picture covered with its mean colour.
+    /// A cell of the picture, and those in reach of it, covered with its mean colour.
     Covered(Cell),
 }
 

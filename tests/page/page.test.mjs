@@ -105,8 +105,8 @@ if (pictures) test('pictures for the documents', async () => {
   const use = async (...names) => {
     for (const name of names) await page.getByRole('button', { name }).click();
   };
-  const picture = async name => {
-    await page.evaluate(() => { document.activeElement.blur(); scrollTo(0, 0); });
+  const picture = async (name, top = 0) => {
+    await page.evaluate(y => { document.activeElement.blur(); scrollTo(0, y); }, top);
     await page.screenshot({ path: path.join(pictures, `page-${name}.png`) });
   };
   await page.locator('#samples summary').click();
@@ -138,10 +138,11 @@ if (pictures) test('pictures for the documents', async () => {
     assert.equal((await fetch(`${url}v1/score`, { method: 'POST', body })).status, 200);
   }
   await page.locator('#tab-recent').click();
-  await page.locator('#most').fill('5');
+  await page.locator('#most').fill('4');
   await go(page);
   await page.getByRole('heading', { name: /^spatialscore-mini, asked by/ }).first().waitFor();
-  await picture('recent');
+  await page.setViewportSize({ width: 1000, height: 900 });
+  await picture('recent', 176);
   await page.done();
 });
 else {

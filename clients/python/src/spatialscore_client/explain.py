@@ -101,13 +101,14 @@ class Explanation:
     turned: tuple[Turned, ...]
     """Each relation turned round."""
     cells: tuple[tuple[Change, ...], ...]
-    """Rows of cells, from the top left: each covered with the picture's mean colour."""
+    """Rows of cells, from the top left: each covered with the picture's mean colour, with those around it: together
+    about a third of the shorter side."""
     receipt: Receipt
     """What judged."""
 
     @property
     def map(self) -> list[list[float | None]]:
-        """What covering each cell costs, row by row; None where there is no score."""
+        """What covering each cell, with those around it, costs, row by row; None where there is no score."""
         return [[cell.cost for cell in row] for row in self.cells]
 
 

@@ -8,10 +8,10 @@ import { ago, scale, short } from './maths.js';
 export async function run({ seconds, most }, signal) {
   const query = new URLSearchParams({ most, ...(seconds && { seconds }) });
   const answer = await (await call(`v1/recent?${query}`, { signal })).json();
-  const whose = answer.of_all_callers ? 'of all callers' : 'of your own';
+  const who = answer.of_all_callers ? 'all callers' : 'you';
   return [
     h('h2', {}, `The last ${ago(answer.seconds)}`),
-    h('p', { class: 'soft' }, `What was scored ${whose}. A score is forgotten after ${ago(answer.keep_seconds)}, and earlier where there is no room.`),
+    h('p', { class: 'soft' }, `What ${who} had scored. A score is forgotten after ${ago(answer.keep_seconds)}, and earlier where there is no room.`),
     ...(answer.series.length ? answer.series.flatMap(series) : [h('p', {}, 'Nothing was scored in this time.')]),
     answer.left_out ? h('p', {}, `There are ${answer.left_out} more, with fewer scores.`) : null,
   ];

@@ -63,15 +63,16 @@ function map(picture, plan, cells) {
   if (!plan.rows || !costs.length) return [];
   const most = Math.max(...costs.map(one => Math.abs(one.cost))) || 1;
   const worst = costs.reduce((a, b) => (b.cost > a.cost ? b : a));
+  const around = plan.reach ? ` and the ${(2 * plan.reach + 1) ** 2 - 1} around it` : '';
   const place = one => `row ${one.row + 1}, column ${one.column + 1}`;
   return [
     h('h2', {}, 'Map'),
     h('div', { class: 'map' }, h('img', { src: picture.url, alt: '' }),
       s('svg', { viewBox: `0 0 ${plan.columns} ${plan.rows}`, preserveAspectRatio: 'none', role: 'img',
-        'aria-label': `What covering each cell costs. The highest cost: ${short(worst.cost)} at ${place(worst)} of ${plan.rows} rows and ${plan.columns} columns.` },
+        'aria-label': `What covering each cell${around} costs. The highest cost: ${short(worst.cost)} at ${place(worst)} of ${plan.rows} rows and ${plan.columns} columns.` },
       costs.map(one => s('rect', { class: one.cost > 0 ? 'falls' : 'rises', x: one.column, y: one.row, width: 1, height: 1, 'fill-opacity': (0.75 * Math.abs(one.cost)) / most },
         s('title', {}, `${place(one)}: ${short(one.cost)}`))))),
-    h('p', { class: 'soft' }, `Red: covering the cell with the picture's mean colour lowers the score; blue: it raises it. The strongest colour stands for ${short(most)}. Exact for each cell by itself; it does not tell what two cells do together, nor what the model takes a flat patch for.`),
+    h('p', { class: 'soft' }, `Red: covering the cell${around} with the picture's mean colour lowers the score; blue: it raises it. The strongest colour stands for ${short(most)}. Exact for each; it does not tell where a thing ends, what two of them do together, nor what the model takes a flat patch for. A low score has little to lose.`),
     h('details', {}, h('summary', {}, 'The map in numbers'), table('What covering each cell costs', ['Row', 'Column', 'Cost'], cells.map(one => [`${one.row + 1}`, `${one.column + 1}`, cost(one) || number(one)]))),
   ];
 }

@@ -68,6 +68,7 @@ enum Line {
         scores: usize,
         rows: usize,
         columns: usize,
+        reach: usize,
     },
     Whole(Found),
     Mirrored(Found),
@@ -224,6 +225,7 @@ impl Explanation {
             scores: plan.probes.len(),
             rows: plan.grid.rows,
             columns: plan.grid.columns,
+            reach: plan.grid.reach(),
         };
         Ok(Self {
             edge,
