@@ -126,8 +126,8 @@ class Lessons(Dataset):
         spans = np.full((len(texts), max(len(e.ids) for row in tokens for e in row)), -1)
         reward, kept, clauses, clause_kept, things, mentions, places, fronts, there = [], [], [], [], [], [], [], [], []
         for row, (scene, questions, which) in enumerate(rows):
-            count = Counter(thing.kind for thing in scene.things)
-            one = [(i, thing) for i, thing in enumerate(scene.things) if count[thing.kind] == 1]
+            count = Counter(thing.kind for thing in scene.things if thing.there)
+            one = [(i, thing) for i, thing in enumerate(scene.things) if thing.there and count[thing.kind] == 1]
             front = defaultdict(lambda: NOWHERE[0][0], {thing.kind: depth(scene.things, i) for i, thing in one})
             where = defaultdict(lambda: NOWHERE[0], {thing.kind: (2 * thing.x - 1, 2 * thing.y - 1) for _, thing in one})
             start = before

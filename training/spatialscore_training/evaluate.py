@@ -57,7 +57,10 @@ def perturbation(record: dict) -> set[str]:
         return set()
     kept, broken = (Counter(thing["kind"] for thing in record["things"][name]) for name in ("kept", "broken"))
     lost, added = kept - broken, broken - kept
-    return {"(another in its place)" if lost and added else "(missing)" if lost else "(there besides)"} if lost or added else set()
+    if lost or added:
+        return {"(another in its place)" if lost and added else "(missing)" if lost else "(there besides)"}
+    over = lambda thing: min(thing["box"]) < -0.01 or max(thing["box"]) > 1.01
+    return {"(cut off)"} if any(over(thing) for name in ("kept", "broken") for thing in record["things"][name]) else set()
 
 
 def shares(judged: list[dict]) -> dict:

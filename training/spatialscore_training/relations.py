@@ -29,6 +29,18 @@ class Thing:
         return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
 
 
+    @property
+    def seen(self) -> float:
+        """How much of the box is in the picture, which may cut a thing off."""
+        left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in self.box)
+        return (right - left) * (bottom - top) / (self.width * self.height)
+
+    @property
+    def there(self) -> bool:
+        """Whether enough of it is seen to count as being in the picture."""
+        return self.seen >= 0.5
+
+
 Things = tuple[Thing, ...]  # From the one farthest behind to the one in front.
 
 
@@ -244,12 +256,13 @@ def family(relation: str) -> str:
 def verdict(clause: Clause, things: Things) -> bool | None:
     """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None).
 
-    A clause about a thing that is missing is broken, be it denied or not. About one that is there twice it is broken where
+    A clause about a thing that is missing, or cut off, is broken, be it denied or not. About one that is there twice it is broken where
     it is so of either, and otherwise too close to call.
     """
     index: dict[str, list[int]] = {}
     for i, thing in enumerate(things):
-        index.setdefault(thing.kind, []).append(i)
+        if thing.there:
+            index.setdefault(thing.kind, []).append(i)
     if clause.relation == "without":
         return clause.about[0] not in index
     said = [EVERY[clause.relation](things, *which) for which in product(*(index.get(kind, ()) for kind in clause.about))]

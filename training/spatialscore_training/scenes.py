@@ -1,12 +1,14 @@
 """Layouts, their twins, and pictures of them.
 
 A twin is the same scene with one thing changed: two things swapped, one moved, or the order in depth of an overlapping
-two reversed; in a world with `lost` things, also one left out, another kind in its place, or there twice. Which of the two is "the" scene is for the toss of a coin (`pairs`), so that neither is the likelier one to
-look at.
+two reversed; in a world with `lost` things, also one left out, another kind in its place, one there twice, or one cut off
+by an edge. Which of the two is "the" scene is for the toss of a coin (`pairs`), so that neither is the likelier one to look
+at.
 """
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +53,7 @@ class World:
     held_out: bool = False
     """Whether they are in the grammar's phrasings and adjectives that training never shows."""
     lost: float = 0.0
-    """How often a twin lacks a thing, has another kind in its place, or has it twice; and how often a clause is broken
+    """How often a twin lacks a thing, has another kind in its place, has it twice, or cuts it off; and how often a clause is broken
     because the picture lacks what it names."""
     doubled: float = 0.0
     """How often a scene has a thing twice or three times."""
@@ -139,6 +141,12 @@ class Layers(NamedTuple):
     shade: np.ndarray
 
 
+def _within(side: int, top: int, left: int, bottom: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Of a box, what lies in a picture of this side: where there, and which part of the box it is."""
+    spans = [(first, max(first, 0), min(last, side)) for first, last in ((top, bottom), (left, right))]
+    return tuple(slice(a, b) for _, a, b in spans), tuple(slice(a - first, b - first) for first, a, b in spans)
+
+
 def layers(scene: Scene, side: int, drawings: Drawings) -> Layers:
     """What lies where, at any fineness."""
     front, behind = np.full((2, side, side), -1, np.int8)
@@ -146,12 +154,13 @@ def layers(scene: Scene, side: int, drawings: Drawings) -> Layers:
     light = np.ones((side + 2 * reach, side + 2 * reach), np.float32)
     for i, thing in enumerate(scene.things):
         left, top, right, bottom = (round(edge * side) for edge in thing.box)
-        here = np.s_[top:bottom, left:right]
         shape = thing.kind, thing.style, right - left, bottom - top
-        mask = drawings.mask(*shape)
+        here, part = _within(side, top, left, bottom, right)
+        mask = drawings.mask(*shape)[part]
         behind[here][mask] = front[here][mask]
         front[here][mask] = i
-        light[top : bottom + 2 * reach, left : right + 2 * reach] *= 1 - np.asarray(drawings.shadow(*shape, reach)) / 255
+        here_too, part = _within(len(light), top, left, bottom + 2 * reach, right + 2 * reach)
+        light[here_too] *= 1 - np.asarray(drawings.shadow(*shape, reach))[part] / 255
         light[reach:-reach, reach:-reach][here][mask] = 1
     return Layers(front, behind, 1 - light[reach:-reach, reach:-reach])
 
@@ -237,11 +246,14 @@ def _without(rng: random.Random, things: Things, world: World) -> Things:
     return things[:i] + things[i + 1 :]
 
 
-def _replaced(rng: random.Random, things: Things, world: World) -> Things:
+def _replaced(rng: random.Random, things: Things, world: World, drawings: Drawings) -> Things:
+    """One of the things as another kind, no larger than it was."""
     i = rng.randrange(len(things))
-    there = {thing.kind for thing in things}
+    there, old = {thing.kind for thing in things}, things[i]
     other = rng.choice([word for word in world.words if word not in there])
-    return *things[:i], replace(things[i], kind=other), *things[i + 1 :]
+    width, height = drawings.shape(other, old.style)
+    size = min(old.width / width, old.height / height)
+    return *things[:i], replace(old, kind=other, width=width * size, height=height * size), *things[i + 1 :]
 
 
 def _twice(rng: random.Random, things: Things, world: World) -> Things:
@@ -252,6 +264,17 @@ def _twice(rng: random.Random, things: Things, world: World) -> Things:
     return *others, replace(thing, x=x, y=y)
 
 
+def _cut(rng: random.Random, things: Things) -> Things | None:
+    """One of the things so far over an edge that less than half of it is seen, where it covers nothing."""
+    i = rng.randrange(len(things))
+    thing, share = things[i], rng.uniform(0.2, 0.4)
+    over = lambda size: rng.choice((size * (share - 0.5), 1 - size * (share - 0.5)))
+    place = {"x": over(thing.width)} if rng.random() < 0.5 else {"y": over(thing.height)}
+    cut = replace(thing, **place)
+    others = things[:i] + things[i + 1 :]
+    return (*others, cut) if not any(overlap(cut, other) for other in others) else None
+
+
 def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings) -> Scene | None:
     """The scene with one change, on a background of its own unless the world is the paper's; None where no change could be made."""
     for _ in range(12):
@@ -260,7 +283,11 @@ def new_twin(rng: random.Random, scene: Scene, world: World, drawings: Drawings)
             # Two objects swapped, or one elsewhere, far more often than depth alone.
             (change,) = rng.choices((_swapped, _moved, _reordered), (12, 12, 1))
         if world.lost and rng.random() < world.lost:
-            change = rng.choice((_without, _replaced, _twice))
+            if rng.random() < 0.2:
+                if things := _cut(rng, scene.things):
+                    return Scene(things, rng.getrandbits(32), scene.shadow)
+                continue
+            change = rng.choice((_without, partial(_replaced, drawings=drawings), _twice))
         things = change(rng, scene.things, world)
         if things != scene.things and allowed(things, drawings):
             return Scene(things, scene.ground if world.paper else rng.getrandbits(32), scene.shadow)

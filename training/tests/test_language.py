@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from spatialscore_training import evaluate, goals, language
@@ -15,7 +16,7 @@ from spatialscore_training.manifest import validate, write_pairs
 from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
 from spatialscore_training.relations import EVERY, PLAIN, Clause, verdict
-from spatialscore_training.scenes import Scene, World, draw
+from spatialscore_training.scenes import Scene, World, draw, layers
 
 from test_generator import FULL, drawings, folder, thing  # noqa: F401
 
@@ -115,6 +116,10 @@ def test_prompts_say_where_their_names_are():
         ("there", "a", [("a", 0.2, 0.5)], True),
         ("there", "c", [("a", 0.2, 0.5)], False),
         ("there", "a", [("a", 0.2, 0.5), ("a", 0.8, 0.5)], None),
+        ("there", "a", [("a", 0.02, 0.5)], True),
+        ("there", "a", [("a", -0.02, 0.5)], False),
+        ("left_of", "ab", [("a", -0.02, 0.5), ("b", 0.8, 0.5)], False),
+        ("without", "a", [("a", 0.5, 1.02)], True),
         ("without", "c", [("a", 0.2, 0.5)], True),
         ("without", "a", [("a", 0.2, 0.5)], False),
         ("near", "ab", [("a", 0.3, 0.5), ("b", 0.52, 0.5)], True),
@@ -136,6 +141,9 @@ def test_pairs_keep_what_they_promise(drawings):
         assert all(verdict(clause, pair.broken.things) for clause in pair.twin_prompt.clauses)
         counts = [sorted(t.kind for t in scene.things) for scene in (pair.kept, pair.broken)]
         presence += counts[0] != counts[1]
+        for t in (*pair.kept.things, *pair.broken.things):
+            width, height = drawings.shape(t.kind, t.style)
+            assert t.width / t.height == pytest.approx(width / height)
     assert presence > 30
 
 
@@ -143,9 +151,10 @@ def test_a_data_set_of_such_pairs_is_sound_and_counts_what_was_done(folder, tmp_
     write_pairs(tmp_path / "wide", replace(WIDE, length=(1, 100)), folder, seed=5, side=112, pairs=24, jobs=1)
     assert list(validate(tmp_path / "wide")) == []
     done = [evaluate.perturbation(record) for record in read_pairs(tmp_path / "wide")]
-    assert {"(missing)", "(another in its place)", "(there besides)", *done[0]} >= set().union(*done) and any(done) and not all(done)
-    thing = lambda *kinds: [{"kind": kind} for kind in kinds]
+    assert {"(missing)", "(another in its place)", "(there besides)", "(cut off)"} >= set().union(*done) and any(done) and not all(done)
+    thing = lambda *kinds: [{"kind": kind.strip("~"), "box": [0.8, 0.1, 1.2 if "~" in kind else 1, 0.2]} for kind in kinds]
     told = lambda kept, broken: evaluate.perturbation({"things": {"kept": thing(*kept), "broken": thing(*broken)}})
+    assert told("ab", ["a", "b~"]) == {"(cut off)"}
     assert (told("ab", "a"), told("ab", "ac"), told("ab", "aab"), told("ab", "ba")) == ({"(missing)"}, {"(another in its place)"}, {"(there besides)"}, set())
 
 
@@ -159,6 +168,24 @@ def test_a_set_that_was_begun_before_worlds_had_all_this_goes_on(folder, tmp_pat
     assert len(list(read_pairs(tmp_path))) == 4
     with pytest.raises(Refusal, match="lost was 0"):
         write_pairs(tmp_path, replace(FULL, lost=0.5), folder, seed=5, side=112, pairs=4, jobs=1)
+
+
+@pytest.mark.parametrize("x, y", [(-0.05, 0.5), (1.05, 0.5), (0.5, -0.05), (0.5, 1.05)])
+def test_what_is_cut_off_is_the_rest_of_the_whole(x, y, drawings):
+    """Its layers and its picture are those of the thing within a picture, moved over the edge."""
+    dx, dy = (round((there - 0.5) * 100) for there in (x, y))
+    looks = [layers(Scene((thing("cat", *at, 0.3),), 1, 0.05), 100, drawings) for at in ((x, y), (0.5, 0.5))]
+    for cut, whole in zip(*looks):
+        edge = np.full_like(whole, whole[0, 0])
+        moved = np.roll(whole, (dy, dx), (0, 1))
+        # What was rolled round the edge is no part of it.
+        kept = np.ones_like(whole, bool)
+        if dx:
+            kept[:, (100 + dx if dx < 0 else 0) : (100 if dx < 0 else dx)] = False
+        if dy:
+            kept[(100 + dy if dy < 0 else 0) : (100 if dy < 0 else dy)] = False
+        assert np.allclose(np.where(kept, moved, edge), cut, atol=0.02)
+    assert 0 < (looks[0].front == 0).sum() < (looks[1].front == 0).sum()
 
 
 @pytest.mark.parametrize("ask", [new_questions, new_duels])
