@@ -104,11 +104,12 @@ def fleet(rates):
             replica.stop()
 
 
-def measure(replicas, ranks, seconds, targets=None, befalls=None):
-    """What so many ranks get of a fleet. `befalls` happens to the first replica in the middle."""
+def measure(replicas, ranks, seconds, targets=None, befalls=None, settles=0):
+    """What so many ranks get of a fleet. `befalls` happens to the first replica in the middle; `settles` are seconds in which
+    clients learn what their targets are like."""
     targets = targets or [f"127.0.0.1:{replica.port}" for replica in replicas]
     # Nodes need a moment to start, and the first groups come all at once.
-    begin = time.time() + 5 + ranks / 20 + 2 * ranks * GROUP / sum(replica.rate for replica in replicas)
+    begin = time.time() + 5 + ranks / 20 + 2 * ranks * GROUP / sum(replica.rate for replica in replicas) + settles
     until = begin + seconds
     command = lambda n: [sys.executable, __file__, "--node", str(n), "--targets", ",".join(targets), "--until", str(until)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRPC_DNS_RESOLVER": "native"}
@@ -194,7 +195,7 @@ def main():
                 add(f"one {name}", measure(running, 64, 2 * arguments.seconds, befalls=befalls))
     if wanted("slow"):
         with fleet([RATE / 4] + [RATE] * 15) as running:
-            add("one slow", measure(running, 64, arguments.seconds))
+            add("one slow", measure(running, 64, 2 * arguments.seconds, settles=120))
     if wanted("haproxy"):
         with fleet([RATE] * 16) as running:
             proxy, address = behind_haproxy(running, OUT / "fleet")

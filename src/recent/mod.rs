@@ -1,6 +1,6 @@
 //! What was scored in the last minutes: in memory, bounded in time and bytes, and never on a disk. Off by default.
 //!
-//! The engine hands in what is answered, and the edge shows what [`summary`] makes of it. Each caller has its share of the
+//! The engine hands in what is answered, and the edge shows what `summary` makes of it. Each caller has its share of the
 //! room: who scores much loses its own oldest first, and not another's.
 
 mod sketch;

@@ -30,7 +30,7 @@ _NAME_LIVES_AT_LEAST = 1.0
 # a step waits for its slowest call. What is known of it fades in so many seconds, so that it is tried again.
 _SLOW = 2.0
 _SLOW_SECONDS = 1.0
-_SLOW_FADES = 30.0
+_SLOW_FADES = 300.0
 
 
 class Deadline:
