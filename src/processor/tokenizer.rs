@@ -565,7 +565,7 @@ mod tests {
         let tokenizer = TextTokenizer::load(&files).unwrap().tokenizer;
         let tokens = |prompt: &str| {
             let text = format!("Rate how well the picture keeps this prompt: {prompt}\n");
-            tokenizer.encode_fast(text, false).unwrap().get_tokens().to_vec()
+            tokenizer.encode(text, false).unwrap().get_tokens().to_vec()
         };
         let plain = tokens("a cat is left of a dog");
         // What stands before the prompt is as it was when the weights were trained.
@@ -580,7 +580,7 @@ mod tests {
             assert_eq!(tokens(typed), plain, "{typed:?}");
         }
         assert_ne!(tokens("a dog is left of a cat"), plain);
-        let system = tokenizer.encode_fast("system\nYou are a helpful assistant.", false).unwrap();
+        let system = tokenizer.encode("system\nYou are a helpful assistant.", false).unwrap();
         assert_eq!(system.get_tokens()[..3], ["system", "Ċ", "You"]);
     }
 

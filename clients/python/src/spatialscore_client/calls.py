@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from . import answers
 from ._proto import spatialscore as pb
 from .answers import Failure
-from .endpoints import Deadline, Endpoint, Endpoints, Trip
+from .endpoints import Deadline, Endpoint, Endpoints
 from .errors import DeadlineExceededError, ItemFailure, ItemsFailedError, ModelMismatchError, call_error
 from .plan import Batch
 from .scores import Columns, ModelInfo, Receipt, Score, Scores
@@ -94,9 +94,8 @@ class TimeLeft(Protocol):
 class Attempts:
     """The attempts of one call: where the next one goes, and when there is none left."""
 
-    def __init__(self, endpoints: Endpoints, deadline: TimeLeft, items: int = 1) -> None:
+    def __init__(self, endpoints: Endpoints, deadline: TimeLeft) -> None:
         self._endpoints = endpoints
-        self._items = items
         self._deadline = deadline
         self._made = 0
         self._vague = 0
@@ -131,7 +130,7 @@ class Attempts:
         wait = 0.001
         while True:
             self._endpoints.refresh()
-            endpoint = self._endpoints.pick(self._items)
+            endpoint = self._endpoints.pick()
             if endpoint is not None:
                 return endpoint
             unknown = self._endpoints.unknown()
@@ -230,18 +229,16 @@ def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tu
     An attempt that takes half of the time that is left is not given up, for it may stand in a long queue; but the
     same is asked of another server, and whoever answers first is taken. Scoring twice gives the same.
     """
-    items = len(batch.request.items)
-    attempts = Attempts(endpoints, deadline, items)
+    attempts = Attempts(endpoints, deadline)
     flights: list[Flight] = []
-    trips: list[Trip] = []
 
     def begin(endpoint: Endpoint) -> Steps[None]:
         flights.append((yield Begin(endpoint, "Score", batch.request, deadline.left())))
-        trips.append(endpoints.begin(endpoint, items))
+        endpoints.begun(endpoint)
 
-    def landed(flight: Flight, *, answered: bool) -> None:
-        place = flights.index(flight)
-        endpoints.end(flights.pop(place).endpoint, trips.pop(place), answered=answered)
+    def landed(flight: Flight) -> None:
+        flights.remove(flight)
+        endpoints.ended(flight.endpoint)
 
     try:
         while True:
@@ -255,7 +252,7 @@ def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tu
                     yield from begin(other)
                 continue
             answer = flight.answer
-            landed(flight, answered=not isinstance(answer, Failure))
+            landed(flight)
             if isinstance(answer, Failure):
                 attempts.failed(flight.endpoint, answer)
                 continue
@@ -265,7 +262,7 @@ def _respond(endpoints: Endpoints, deadline: Deadline, batch: Batch) -> Steps[tu
             return answer, flight.endpoint.address
     finally:
         for each in list(flights):
-            landed(each, answered=False)
+            landed(each)
             each.cancel()
 
 

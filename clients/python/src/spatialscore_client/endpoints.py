@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .answers import Failure, silence
 from .errors import ModelMismatchError
@@ -26,11 +26,6 @@ _PATIENCE_WITH_THE_ONLY = 10.0
 # Seconds after which a name is resolved again, and the fewest after a server failed.
 _NAME_LIVES = 10.0
 _NAME_LIVES_AT_LEAST = 1.0
-# One whose items take so many times as long as the best one's is passed over, where that costs a call more than a second:
-# a step waits for its slowest call. What is known of it fades in so many seconds, so that it is tried again.
-_SLOW = 2.0
-_SLOW_SECONDS = 1.0
-_SLOW_FADES = 300.0
 
 
 class Deadline:
@@ -44,14 +39,6 @@ class Deadline:
     def left(self) -> float:
         """Seconds until then; negative once it has passed."""
         return self._end - time.monotonic()
-
-
-@dataclass(eq=False)
-class Trip:
-    """A call that is under way."""
-
-    begun: float
-    items: int
 
 
 @dataclass(eq=False)
@@ -73,17 +60,8 @@ class Endpoint:
     """When it last answered anything."""
     connections: int = 0
     """How many were given up."""
-    pace: float = 0.0
-    """Seconds that an item took lately, with all its waiting; 0 where that is not known."""
-    paced: float = -math.inf
-    """When that was measured."""
-    trips: list[Trip] = field(default_factory=list)
-    """What is under way to it."""
-
-    def item_takes(self, best: float, now: float) -> float:
-        """Seconds that an item is likely to take, beside the best one's. A call that has not come back tells too."""
-        known = best + (self.pace - best) * math.exp((self.paced - now) / _SLOW_FADES) if self.pace > best else self.pace
-        return max([known, *((now - trip.begun) / trip.items for trip in self.trips)])
+    under_way: int = 0
+    """How many calls for scores wait for it."""
 
     def pause(self) -> float:
         """Seconds until it should be tried again."""
@@ -197,26 +175,19 @@ class Endpoints:
         """Seconds of silence that are borne; more with each round of attempts that were made in vain."""
         return (_PATIENCE if self.several else _PATIENCE_WITH_THE_ONLY) * 2.0 ** min(rounds, 8)
 
-    def begin(self, endpoint: Endpoint, items: int) -> Trip:
-        """Takes note of a call."""
-        trip = Trip(time.monotonic(), items)
+    def begun(self, endpoint: Endpoint) -> None:
+        """Takes note of a call for scores."""
         with self._lock:
-            endpoint.trips.append(trip)
-        return trip
+            endpoint.under_way += 1
 
-    def end(self, endpoint: Endpoint, trip: Trip, *, answered: bool) -> None:
+    def ended(self, endpoint: Endpoint) -> None:
         """Takes note of its end."""
         with self._lock:
-            endpoint.trips.remove(trip)
-            if answered:
-                now = time.monotonic()
-                took = (now - trip.begun) / trip.items
-                # At once where it became slower, by and by where it became faster.
-                endpoint.pace, endpoint.paced = max(took, (endpoint.pace + took) / 2), now
+            endpoint.under_way -= 1
 
-    def pick(self, items: int = 1) -> Endpoint | None:
-        """The next one in turn that nothing speaks against, and that would not take much longer than the best for so many
-        items; else the one that is back first; None of none."""
+    def pick(self) -> Endpoint | None:
+        """The next one in turn that nothing speaks against, of those that the fewest of our calls wait for; else the one
+        that is back first; None of none."""
         with self._lock:
             found = self._all()
             if not found:
@@ -225,10 +196,8 @@ class Endpoints:
             usable = [each for each in found if each.usable()]
             if not usable:
                 return min(self._in_turn(found), key=Endpoint.pause)
-            best, now = min((each.pace for each in usable if each.pace), default=0.0), time.monotonic()
-            most = max(_SLOW * best, best + _SLOW_SECONDS / items)
-            quick = [each for each in usable if not best or each.item_takes(best, now) <= most]
-            return min(self._in_turn(quick or usable), key=lambda each: each.fallback)
+            least = min((each.fallback, each.under_way) for each in usable)
+            return self._in_turn([each for each in usable if (each.fallback, each.under_way) == least])[0]
 
     def _in_turn(self, among: list[Endpoint]) -> list[Endpoint]:
         """The same, beginning with the next: who is passed over leaves its turn to all."""
