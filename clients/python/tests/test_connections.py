@@ -43,21 +43,26 @@ def test_servers_take_turns(connect: Any) -> None:
 
 
 def test_a_call_goes_where_the_fewest_wait() -> None:
-    with Fake() as one, Fake() as two, Fake(delay=5) as slow, ThreadPoolExecutor(1) as pool:
-        with sc.SpatialScoreClient([server.address for server in (one, two, slow)]) as client:
-            until = time.monotonic() + 30
-            while not slow.requests:
-                call = pool.submit(client.score, "prompt", numbered(2))
-                while not (call.done() or slow.requests):
-                    assert time.monotonic() < until
-                    time.sleep(0.01)
-            before = len(one.requests), len(two.requests)
-            for _ in range(10):
-                client.score("prompt", numbered(2))
-            assert len(slow.requests) == 1, "one waits for it already"
-            after = len(one.requests) - before[0], len(two.requests) - before[1]
-            assert sum(after) == 10 and min(after) >= 3, "the others take turns"
-            assert len(call.result()) == 2
+    with (
+        Fake() as one,
+        Fake() as two,
+        Fake(delay=5) as slow,
+        ThreadPoolExecutor(1) as pool,
+        sc.SpatialScoreClient([server.address for server in (one, two, slow)]) as client,
+    ):
+        until = time.monotonic() + 30
+        while not slow.requests:
+            call = pool.submit(client.score, "prompt", numbered(2))
+            while not (call.done() or slow.requests):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        before = len(one.requests), len(two.requests)
+        for _ in range(10):
+            client.score("prompt", numbered(2))
+        assert len(slow.requests) == 1, "one waits for it already"
+        after = len(one.requests) - before[0], len(two.requests) - before[1]
+        assert sum(after) == 10 and min(after) >= 3, "the others take turns"
+        assert len(call.result()) == 2
 
 
 def test_a_dead_server_is_skipped_and_one_that_comes_back_is_used(connect: Any) -> None:

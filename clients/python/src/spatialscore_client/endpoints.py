@@ -186,8 +186,8 @@ class Endpoints:
             endpoint.under_way -= 1
 
     def pick(self) -> Endpoint | None:
-        """The next one in turn that nothing speaks against, of those that the fewest of our calls wait for; else the one
-        that is back first; None of none."""
+        """The next one in turn that nothing speaks against, of those for which the fewest of our calls wait; else the
+        one that is back first; None of none."""
         with self._lock:
             found = self._all()
             if not found:
