@@ -238,8 +238,8 @@ async fn a_model_that_cannot_be_made_anew_keeps_no_other_from_serving() {
     server.devices[1].refuse(false);
     soon(async { while client.score(ask("broken", 6)).await.is_err() {} }).await;
     server.devices[1].drift(0.5);
-    soon(client.score(ask("sound", LOST))).await.unwrap();
     let made = server.devices[1].made();
+    soon(client.score(ask("sound", LOST))).await.unwrap();
     until(|| server.devices[1].made() > made).await;
     let status = refused(client.clone()).await;
     assert_eq!(status.code(), Code::Unavailable, "{status}");
