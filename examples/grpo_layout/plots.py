@@ -49,17 +49,15 @@ def plot_curves(history, glances: list[Glance], path: Path) -> None:
     _save(figure, path)
 
 
-def plot_filter(compared, path: Path) -> None:
-    """Accuracy with the filter and without, each seed thin, their mean thick."""
-    figure, axis = pyplot.subplots(figsize=(8, 5))
-    for (name, runs), colour in zip(compared.items(), ("tab:green", "tab:orange")):
-        pictures = [step.pictures for step in runs[0]]
-        for run in runs:
-            axis.plot(pictures, [step.accuracy for step in run], color=colour, linewidth=0.7, alpha=0.6)
-        means = [fmean(step.accuracy for step in steps) for steps in zip(*runs)]
-        axis.plot(pictures, means, color=colour, linewidth=2.5, label=name)
-    axis.set(ylim=(0, 1), xlabel="pictures scored", ylabel="relations kept, held-out prompts")
-    axis.legend()
+def plot_differences(rows: list[tuple[str, float, float]], path: Path) -> None:
+    """A point and its interval for each named difference, in points of relations kept."""
+    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.28 * len(rows)))
+    names, means, reaches = zip(*rows)
+    places = range(len(rows), 0, -1)
+    axis.errorbar([100 * each for each in means], places, xerr=[100 * each for each in reaches], fmt="o", capsize=3)
+    axis.axvline(0, color="tab:gray", linewidth=1)
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set_xlabel("points of relations kept, held-out prompts, against no filter (95 %)")
     _save(figure, path)
 
 
