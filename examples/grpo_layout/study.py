@@ -4,8 +4,9 @@
     study.py                 rewards are what geometry says, blurred by noise: no server, no pictures
     study.py HOST:PORT       rewards are a running server's scores
 
-Each run is a line of `runs.jsonl` in --out; those that are there are not run again. At the end of each part, and at once
-with --report, differences between arms are printed with 95 % intervals (Student's t over the seeds' differences).
+Each run is a line of `runs.jsonl` in --out, with what it was made with; those that are there are not run again. At the
+end, and at once with --report, differences between arms are printed with 95 % intervals (Student's t over the seeds'
+differences).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from spatialscore_client import SpatialScoreClient
 from spatialscore_client.rewards import Selection, top_k_bottom_k
 from spatialscore_training.drawings import DEFAULT_FOLDER, Drawings
 
-from grpo import GROUP, Recipe, Reward, Scorer, accuracy, train
+from grpo import Recipe, Reward, Scorer, accuracy, train
 from plots import plot_differences
 from policy import Policy
 from tasks import WORLD, Form, Layout, Task, Tasks
@@ -52,19 +53,38 @@ class Part:
     """The first is what the others are held against."""
     form: Form = "easy"
     iterations: dict[str, int] | int = 10
-    prompts: dict[str, int] | int = 4
+    prompts: int = 4
     noise: float = 0.3
     """Of the geometric reward: the standard deviation, where one is between all relations kept and none."""
+    steep: int = 1
+    """Of the geometric reward: the power of the share kept; a scorer that says little until nearly all is right."""
+    weakness: float = 0.0
+    """Of the geometric reward: what it adds to a layout for all of its things at the top, right or wrong."""
     seeds: int = 16
     live: bool = False
     """Whether the rewards are the server's."""
 
-    def of(self, arm: str, name: str):
-        value = getattr(self, name)
-        return value[arm] if isinstance(value, dict) else value
+    def count(self, arm: str) -> int:
+        """Of iterations."""
+        return self.iterations[arm] if isinstance(self.iterations, dict) else self.iterations
+
+    def made_with(self, arm: str) -> dict:
+        """All that a run of this arm depends on, but its seed and who scores."""
+        recipe = asdict(self.arms[arm])
+        choose = recipe["choose"]
+        named = (choose.func.__name__, choose.keywords) if isinstance(choose, partial) else choose.__name__
+        return {
+            "form": self.form,
+            "prompts": self.prompts,
+            "judge": None if self.live else [self.noise, self.steep, self.weakness],
+            "live": self.live,
+            "iterations": self.count(arm),
+            "recipe": {**recipe, "choose": repr(named)},
+        }
 
 
 BOTH = {"none": ALL, "filter": Recipe()}
+HALF = replace(ALL, choose=at_random)
 
 
 def each(**changed) -> dict[str, Recipe]:
@@ -77,53 +97,60 @@ def grouped(size: int) -> dict[str, Recipe]:
     return {"none": replace(ALL, group=size), "filter": Recipe(partial(top_k_bottom_k, k=size // 4), size)}
 
 
+def held(*weights: float) -> dict[str, Recipe]:
+    """No filter, and the policy held to what it was after ten iterations."""
+    return {f"kl {kl}": replace(ALL, kl=kl, warm=10) for kl in weights}
+
+
 PARTS = {
     # Without a server.
-    "easy": Part({**BOTH, "half at random": replace(ALL, choose=at_random), "filter, advantages of all": replace(ALL, choose=by_the_group)}),
+    "easy": Part({**BOTH, "half at random": HALF, "filter, advantages of all": replace(ALL, choose=by_the_group)}),
     "easy, k": Part({"none": ALL, **{f"filter, k {k}": Recipe(partial(top_k_bottom_k, k=k)) for k in (1, 2, 4, 8)}}),
-    **{f"easy, noise {noise}": Part(BOTH, noise=noise) for noise in (0.0, 0.6, 1.2, 2.4)},
+    **{f"easy, noise {noise}": Part(BOTH, noise=noise) for noise in (0.0, 1.2, 2.4)},
     **{f"easy, rate {rate}": Part(each(rate=rate)) for rate in (0.04, 0.08)},
-    **{f"easy, {epochs} epochs": Part(each(epochs=epochs)) for epochs in (1, 4)},
-    **{f"easy, groups of {size}": Part(grouped(size), prompts=96 // size) for size in (12, 48, 96)},
+    "easy, 1 epoch": Part(each(epochs=1)),
+    **{f"easy, groups of {size}": Part(grouped(size), prompts=96 // size) for size in (12, 48)},
     "easy, 40 iterations": Part(BOTH, iterations=40),
     "easy, as much training": Part(
         {**BOTH, "none, groups of 12": replace(ALL, group=12)},
         iterations={"none": 10, "filter": 20, "none, groups of 12": 20},
     ),
-    "hard, 10 iterations": Part(BOTH, form="hard", seeds=12),
-    "hard": Part({**BOTH, "half at random": replace(ALL, choose=at_random)}, form="hard", iterations=30, seeds=12),
-    "hard, noise 1.2": Part(BOTH, form="hard", iterations=30, noise=1.2, seeds=12),
+    "hard": Part({**BOTH, "half at random": HALF}, form="hard", iterations=30, seeds=8),
+    "hard, 12 iterations": Part(BOTH, form="hard", iterations=12, seeds=8),
+    "hard, steep": Part(BOTH, form="hard", iterations=12, noise=0.1, steep=4, seeds=8),
     "hard, as much training": Part(
         {**BOTH, "none, groups of 12": replace(ALL, group=12)},
         form="hard",
         iterations={"none": 10, "filter": 20, "none, groups of 12": 20},
-        seeds=12,
+        seeds=8,
     ),
+    "kl": Part({"none": ALL, **held(0.01, 0.1, 1.0)}, iterations=30, seeds=8),
+    "kl, hacked": Part({"none": ALL, **held(0.01, 0.1, 1.0)}, iterations=30, weakness=1.5, seeds=8),
     # With one.
-    "scored, easy": Part(BOTH, seeds=5, live=True),
-    "scored, hard": Part(BOTH, form="hard", iterations=20, seeds=3, live=True),
-    "scored, kl": Part(
-        {"none": ALL, **{f"kl {kl}": replace(ALL, kl=kl, warm=10) for kl in (0.01, 0.1)}},
-        iterations=30, prompts=2, seeds=3, live=True,
-    ),
+    "scored, easy": Part(BOTH, seeds=4, live=True),
+    "scored, easy, rate 0.04": Part(each(rate=0.04), seeds=3, live=True),
+    "scored, hard": Part(BOTH, form="hard", iterations=12, seeds=3, live=True),
 }  # fmt: skip
 
 
 class Judge:
-    """What geometry says of each layout, and noise."""
+    """What geometry says of each layout, and noise, and what the judge is weak for."""
 
-    def __init__(self, noise: float, seed: int):
-        self.noise, self.rng = noise, np.random.default_rng(seed)
+    def __init__(self, noise: float, seed: int, steep: int = 1, weakness: float = 0.0):
+        self.noise, self.steep, self.weakness = noise, steep, weakness
+        self.rng = np.random.default_rng(seed)
 
     def __call__(self, tasks: list[Task], layouts: list[Layout]) -> list[float]:
-        return [task.kept(layout) + self.noise * self.rng.normal() for task, layout in zip(tasks, layouts)]
+        kept = [task.kept(layout) ** self.steep for task, layout in zip(tasks, layouts)]
+        high = [fmean(1 - thing.y for thing in layout) for layout in layouts]
+        return (kept + self.weakness * np.array(high) + self.noise * self.rng.normal(size=len(kept))).tolist()
 
 
 def run(part: Part, arm: str, seed: int, reward: Reward, drawings: Drawings) -> dict:
     """One run: what it ended with on 100 held-out prompts, and its curve on twenty of them."""
     held_out = Tasks(drawings, HELD_OUT_SEED, held_out=True, form=part.form).some(100)
     policy, tasks = Policy(seed), Tasks(drawings, seed, held_out=False, form=part.form)
-    counts = {"iterations": part.of(arm, "iterations"), "prompts": part.of(arm, "prompts")}
+    counts = {"iterations": part.count(arm), "prompts": part.prompts}
     history = train(policy, reward, tasks, held_out[:20], recipe=part.arms[arm], **counts)
     blamed = [step.blamed for step in history if step.blamed is not None]
     return {
@@ -136,11 +163,14 @@ def run(part: Part, arm: str, seed: int, reward: Reward, drawings: Drawings) -> 
 
 def interval(values: list[float]) -> tuple[float, float]:
     """The mean, and how far to either side its 95 % interval reaches."""
-    return fmean(values), T95[len(values) - 1] * stdev(values) / math.sqrt(len(values))
+    return fmean(values), T95[min(len(values) - 1, len(T95)) - 1] * stdev(values) / math.sqrt(len(values))
 
 
-T95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262, 11: 2.201, 15: 2.131, 23: 2.069}
-"""Student's t at 97.5 %, by degrees of freedom."""
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Student's t at 97.5 %, for one degree of freedom, two, and so on; beyond thirty it hardly falls."""
 
 
 def report(runs: dict[tuple[str, str, int], dict], out: Path) -> None:
@@ -148,20 +178,22 @@ def report(runs: dict[tuple[str, str, int], dict], out: Path) -> None:
     rows = []
     for name, part in PARTS.items():
         seeds = [seed for seed in range(part.seeds) if all((name, arm, seed) in runs for arm in part.arms)]
-        if len(seeds) - 1 not in T95:
+        if len(seeds) < 2:
             continue
         base, *_ = part.arms
         for arm in part.arms:
             of = lambda key, arm=arm: [runs[name, arm, seed][key] for seed in seeds]
             gains = {key: interval([a - b for a, b in zip(of(key), of(key, base))]) for key in ("last", "mean")}
             blamed = [share for share in of("blamed") if share is not None]
-            rows.append((name, arm, gains["last"], arm == base))
-            print(
-                f"{name:24} {arm:20} {len(seeds):3} seeds  kept at the end {100 * fmean(of('last')):5.1f}"
-                + ("" if arm == base else "".join(f"  {key} {100 * m:+5.1f} ± {100 * e:3.1f}" for key, (m, e) in gains.items()))
-                + (f"  blamed {fmean(blamed):.0%}" if blamed else "")
-            )
-    plot_differences([(f"{name}: {arm}", *gain) for name, arm, gain, first in rows if not first], out / "study.png")
+            line = f"{name:24} {arm:24} {len(seeds):3} seeds  kept at the end {100 * fmean(of('last')):5.1f}"
+            if blamed:
+                line += f"  blamed {fmean(blamed):3.0%}"
+            if arm != base:
+                line += "".join(f"  {key} {100 * m:+5.1f} ± {100 * reach:3.1f}" for key, (m, reach) in gains.items())
+                rows.append((f"{name}: {arm}", *gains["last"]))
+            print(line)
+    if rows:
+        plot_differences(rows, out / "study.png")
 
 
 def main() -> None:
@@ -173,12 +205,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("target/grpo_layout"), help="a folder (target/grpo_layout)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    served = None
+    if args.target:
+        with SpatialScoreClient(args.target, timeout=300) as client:
+            served = client.model().revision
     file, runs = args.out / "runs.jsonl", {}
     for line in file.read_text().splitlines() if file.exists() else []:
         said = json.loads(line)
-        runs[said["part"], said["arm"], said["seed"]] = said
+        part = PARTS.get(said["part"])
+        same = part and said["arm"] in part.arms and said["made_with"] == part.made_with(said["arm"])
+        if same and (served is None or said["model"] in (None, served)):
+            runs[said["part"], said["arm"], said["seed"]] = said
     drawings = Drawings(args.drawings, WORLD.words)
-    wanted = {} if args.report else {n: p for n, p in PARTS.items() if p.live == bool(args.target) and n in (args.parts or PARTS)}
+    may = lambda name, part: part.live == bool(args.target) and name in (args.parts or PARTS) and not args.report
+    wanted = {name: part for name, part in PARTS.items() if may(name, part)}
     cells = [(n, p, arm, seed) for n, p in wanted.items() for seed in range(p.seeds) for arm in p.arms]
     for i, (name, part, arm, seed) in enumerate(cells):
         if (name, arm, seed) in runs:
@@ -188,10 +228,12 @@ def main() -> None:
             with SpatialScoreClient(args.target, timeout=300) as client:
                 found = run(part, arm, seed, Scorer(client, drawings, WORLD.shadow), drawings)
         else:
-            found = run(part, arm, seed, Judge(part.noise, seed), drawings)
-        runs[name, arm, seed] = {"part": name, "arm": arm, "seed": seed, **found}
+            found = run(part, arm, seed, Judge(part.noise, seed, part.steep, part.weakness), drawings)
+        made_with = part.made_with(arm)
+        found = {"part": name, "arm": arm, "seed": seed, "made_with": made_with, "model": served, **found}
+        runs[name, arm, seed] = found
         with file.open("a") as lines:
-            print(json.dumps(runs[name, arm, seed]), file=lines)
+            print(json.dumps(found), file=lines)
         print(
             f"{i + 1}/{len(cells)}  {name}, {arm}, seed {seed}: {found['last']:.1%} kept,"
             f" {time.monotonic() - start:.1f} s", flush=True
