@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from math import ceil, cos, isfinite, pi
 from pathlib import Path
 from typing import NamedTuple
@@ -164,6 +165,9 @@ class Run:
         for record in (*self.records, *self.validation):
             if ("source" in record) != (recipe.pictures == 2):
                 raise Refusal(f"{record['where']}: the recipe has {recipe.pictures} picture(s) an item, so `source` is {'needed' if recipe.pictures == 2 else 'not read'}")
+        if lacking := [name for name in trackers if find_spec(name) is None]:
+            # accelerate would go on without a word.
+            raise Refusal(f"--track {lacking[0]}: it is not installed here: pip install {lacking[0]}")
         bf16 = torch.cuda.is_available() and not cpu
         self.accelerator = accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, log_with=list(trackers) or None, project_dir=out / "trackers")
         if accelerator.distributed_type not in PARALLEL:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -321,6 +322,19 @@ def test_a_run_in_pieces_has_the_bits_of_one_at_once(base, pairs, trained, tmp_p
     assert state_bytes(out) == state_bytes(trained)
     assert (out / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
     assert len(list((out / "state").iterdir())) == 2
+
+
+def test_the_curve_is_written_to_trackers_too(base, pairs, tmp_path):
+    run = new_run(base, pairs, tmp_path / "out", validation=pairs, steps=2, evaluate_every=1, trackers=("tensorboard",))
+    run.go()
+    (events,) = {file.parent for file in (tmp_path / "out/trackers").rglob("events.*") if EventAccumulator(str(file.parent)).Reload().Tags()["scalars"]}
+    board = EventAccumulator(str(events)).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "validation_accuracy"):
+        told = [(line["step"], line[name]) for line in lines if name in line]
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [(step, pytest.approx(value)) for step, value in told] and len(told) == 2
+    with pytest.raises(Refusal, match="pip install no_such_tracker"):
+        new_run(base, pairs, tmp_path / "other", trackers=("no_such_tracker",))
 
 
 @pytest.mark.parametrize("torn", ["*.distcp", ".metadata", "progress.json"])
