@@ -128,8 +128,8 @@ PARTS = {
     "kl, hacked": Part({"none": ALL, **held(0.01, 0.1, 1.0)}, iterations=30, weakness=1.5, seeds=8),
     # With one.
     "scored, easy": Part(BOTH, seeds=4, live=True),
-    "scored, easy, rate 0.04": Part(each(rate=0.04), seeds=3, live=True),
     "scored, hard": Part(BOTH, form="hard", iterations=12, seeds=3, live=True),
+    "scored, hard, learned": Part({"none": ALL}, form="hard", iterations=12, seeds=6, live=True),
 }  # fmt: skip
 
 
@@ -159,6 +159,18 @@ def run(part: Part, arm: str, seed: int, reward: Reward, drawings: Drawings) -> 
         "blamed": fmean(blamed) if blamed else None,
         "history": [asdict(step) for step in history],
     }
+
+
+def known(file: Path, served: str | None) -> dict[tuple[str, str, int], dict]:
+    """The runs of a file that were made as their part makes them today and, where one is served, with this model."""
+    runs = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        said = json.loads(line)
+        part = PARTS.get(said["part"])
+        same = part and said["arm"] in part.arms and said["made_with"] == part.made_with(said["arm"])
+        if same and (served is None or said["model"] in (None, served)):
+            runs[said["part"], said["arm"], said["seed"]] = said
+    return runs
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -209,13 +221,8 @@ def main() -> None:
     if args.target:
         with SpatialScoreClient(args.target, timeout=300) as client:
             served = client.model().revision
-    file, runs = args.out / "runs.jsonl", {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        said = json.loads(line)
-        part = PARTS.get(said["part"])
-        same = part and said["arm"] in part.arms and said["made_with"] == part.made_with(said["arm"])
-        if same and (served is None or said["model"] in (None, served)):
-            runs[said["part"], said["arm"], said["seed"]] = said
+    file = args.out / "runs.jsonl"
+    runs = known(file, served)
     drawings = Drawings(args.drawings, WORLD.words)
     may = lambda name, part: part.live == bool(args.target) and name in (args.parts or PARTS) and not args.report
     wanted = {name: part for name, part in PARTS.items() if may(name, part)}

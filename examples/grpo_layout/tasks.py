@@ -30,8 +30,8 @@ WORLD = World(kinds=64)
 
 Layout = tuple[Thing, ...]
 Form = Literal["one", "easy", "hard"]
-""""one": two things and one relation. "easy": so, or three things and two relations. "hard": five to eight things, and as
-many relations as a prompt of the paper has, in a frame of its sort."""
+"""`one`: two things and one relation. `easy`: so, or three things and two relations. `hard`: five to eight things, and
+as many relations as a prompt of the paper has, in a frame of its sort."""
 
 
 @dataclass(frozen=True)

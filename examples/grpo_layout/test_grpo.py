@@ -1,6 +1,7 @@
 """What the example rests on: gradients that were written by hand, and a check that can fail."""
 
 import copy
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from spatialscore_training.relations import Clause, fact, verdict
 
 from grpo import Recipe, agreement, train
 from policy import Policy
-from study import Judge, at_random, by_the_group, interval
+from study import PARTS, Judge, at_random, by_the_group, interval, known
 from tasks import MANY, WORLD, Tasks
 from train import short
 
@@ -110,6 +111,15 @@ def test_the_ways_to_choose_that_the_filter_is_held_against():
 
 def test_an_interval_is_students():
     assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / np.sqrt(3)))
+
+
+def test_a_run_that_was_made_otherwise_is_not_taken_for_this_one(tmp_path):
+    made = {"part": "scored, easy", "arm": "filter", "made_with": PARTS["scored, easy"].made_with("filter"), "model": "a"}
+    others = ({"model": "b"}, {"arm": "none"}, {"made_with": {**made["made_with"], "iterations": 11}})
+    lines = [json.dumps({**made, **other, "seed": seed}) for seed, other in enumerate(({}, *others))]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines))
+    assert [*known(tmp_path / "runs.jsonl", "a")] == [("scored, easy", "filter", 0)]
+    assert known(tmp_path / "none", "a") == {}
 
 
 def test_agreement_is_counted_within_groups():

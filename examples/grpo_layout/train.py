@@ -161,14 +161,14 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="of a policy's training (40; 15 in the short form)")
     parser.add_argument("--prompts", type=int, default=4, help=f"groups of {GROUP} in an iteration (4)")
     parser.add_argument("--kl", type=float, default=0.0, help="the weight of the KL term (0: none)")
-    parser.add_argument("--warm", type=int, default=10, help="after so many iterations the policy is its reference (10)")
-    parser.add_argument("--goal", type=float, help="the share of relations below which it fails (0.85; hard 0.7)")
+    parser.add_argument("--warm", type=int, default=10, help="after so many iterations: its reference (10)")
+    parser.add_argument("--goal", type=float, help="the share of relations below which it fails (0.85; hard 0.6)")
     parser.add_argument("--shadow", type=float, default=WORLD.shadow, help=f"how far shadows reach ({WORLD.shadow})")
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--out", type=Path, default=Path("target/grpo_layout"), help="a folder (target/grpo_layout)")
     args = parser.parse_args()
     args.iterations = args.iterations or (15 if args.short else 40)
-    args.goal = (0.7 if args.hard else 0.85) if args.goal is None else args.goal
+    args.goal = (0.6 if args.hard else 0.85) if args.goal is None else args.goal
     args.out.mkdir(parents=True, exist_ok=True)
     with SpatialScoreClient(args.target, timeout=300) as client:
         served = client.model()
