@@ -57,7 +57,7 @@ def plot_differences(rows: list[tuple[str, float, float]], path: Path) -> None:
     axis.errorbar([100 * each for each in means], places, xerr=[100 * each for each in reaches], fmt="o", capsize=3)
     axis.axvline(0, color="tab:gray", linewidth=1)
     axis.set_yticks(places, names, fontsize=8)
-    axis.set_xlabel("points of relations kept, held-out prompts, against no filter (95 %)")
+    axis.set_xlabel("points of relations kept, held-out prompts, against the first arm (95 %)")
     _save(figure, path)
 
 
