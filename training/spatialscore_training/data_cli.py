@@ -17,6 +17,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from .data_sets import home
 from .drawings import DEFAULT_FOLDER, EVERY_STYLE, LOOKS, STYLES, fetch, kinds
 from .files import command
 from .figures import draw_figures
@@ -57,7 +58,7 @@ def make(options: argparse.Namespace) -> None:
 
 
 def stats(options: argparse.Namespace) -> None:
-    print(draw_figures(options.folder, options.out or options.folder))
+    print(draw_figures(options.folder, options.out or home(options.folder)))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -99,12 +100,12 @@ def main() -> None:
     making.set_defaults(run=make)
 
     counting = commands.add_parser("stats", help="figures as PNG and HTML")
-    counting.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    counting.add_argument("folder", type=Path, help="of the data set, or a file of pairs")
     counting.add_argument("--out", type=Path, help="where the figures go (default: the data set's folder)")
     counting.set_defaults(run=stats)
 
     checking = commands.add_parser("validate", help="check a data set, yours or ours")
-    checking.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    checking.add_argument("folder", type=Path, help="of the data set, or a file of pairs")
     checking.set_defaults(run=check)
 
     options = parser.parse_args()

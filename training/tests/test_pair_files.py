@@ -8,7 +8,8 @@ from PIL import Image
 
 from spatialscore_training.files import Refusal
 from spatialscore_training.manifest import validate
-from spatialscore_training.pair_files import check_pictures, open_picture, pairs_digest, read_pairs
+from spatialscore_training.pair_files import check_pictures, pairs_digest, read_pairs
+from spatialscore_training.pictures import open_picture
 
 
 @pytest.fixture
