@@ -10,7 +10,7 @@ Layout, in the order in which a pair comes to be and is learned:
 - `pairs`       a prompt, a picture that keeps it and a twin that does not
 - `manifest`    our pairs on disk: shards, their validator and figures (`figures`)
 - `pair_files`  pairs as files have them, a lab's own too: `data_sets` finds them, in `tables`, `tars` and lines, and `pictures` reads
-                their pictures
+                their pictures; `survey` tells what they are like as a whole
 - `recipe`, `preprocessing`, `reward_model`, `train_reward`   a reward model of a Qwen-VL, by a recipe (`recipes/`)
 - `run_state`, `calibration`   what a run keeps of itself, and what a validation says
 - `tokenizer`, `model`   the small Qwen2.5-VL, from nothing

@@ -24,6 +24,7 @@ from .figures import draw_figures
 from .manifest import validate, write_pairs
 from .relations import EVERY, PLAIN, RULES
 from .scenes import World
+from .survey import Survey
 
 
 RELATIONS = {"plain": PLAIN, "all": tuple(RULES), "every": tuple(EVERY)}
@@ -62,8 +63,10 @@ def stats(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    faults = list(islice(validate(options.folder), 100))
+    survey = Survey()
+    faults = list(islice(validate(options.folder, survey), 100))
     print("\n".join(faults) or f"{options.folder}: no faults")
+    print("".join(f"warning: {warning}\n" for warning in survey.warnings()), end="")
     sys.exit(bool(faults))
 
 

@@ -39,6 +39,7 @@ from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
 from .relations import EVERY, Clause, Thing, verdict
 from .scenes import World, draw
+from .survey import Survey
 
 GENERATOR = 2
 """Its version: another one where the same arguments give other pairs."""
@@ -179,8 +180,8 @@ def _set_faults(folder: Path) -> Iterator[str]:
         yield f"{said_in}: the files are not those that were written: one was changed, swapped, lost or added"
 
 
-def validate(path: Path) -> Iterator[str]:
-    """What is wrong with a data set, one line for each fault."""
+def validate(path: Path, survey: Survey | None = None) -> Iterator[str]:
+    """What is wrong with a data set, one line for each fault. The survey is told of pictures that can be read."""
     yield from _set_faults(path)
     seen, sound = {}, []
     for pair in each_pair(path):
@@ -192,7 +193,7 @@ def validate(path: Path) -> Iterator[str]:
             yield f"{pair['where']}: id {pair['id']} stands twice, first in {other}"
         for fault in _faults(pair):
             yield f"{pair['where']}: {fault}"
-    yield from picture_faults(sound)
+    yield from picture_faults(sound, survey or Survey())
 
 
 def _faults(record: dict) -> Iterator[str]:

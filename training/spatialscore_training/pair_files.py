@@ -12,6 +12,7 @@ or its bytes, in Parquet, Arrow or tar files, where they stay until they are nee
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -22,9 +23,12 @@ from tqdm import tqdm
 
 from .data_sets import entries
 from .files import Refusal, digest
-from .pictures import Picture, open_picture, picture_bytes
+from .pictures import Picture, open_picture
+from .survey import Seen, Survey, seen
 
 NAMES = {"kept": ("kept", "chosen", "path1"), "broken": ("broken", "rejected", "path2"), "source": ("source",)}
+LONGEST = 200
+"""No side may be so many times the other: transformers' own limit for a Qwen-VL."""
 EVERY_NAME = {name for names in NAMES.values() for name in names}
 
 
@@ -98,37 +102,43 @@ def pairs_digest(records: list[dict]) -> str:
     return digest(json.dumps(said(record)).encode() for record in records)
 
 
-def picture_faults(records: list[dict]) -> Iterator[str]:
-    """Pictures that cannot be read, pairs of one picture, and pairs that contradict each other."""
+def picture_faults(records: list[dict], survey: Survey) -> Iterator[str]:
+    """Pictures that cannot be read, pairs of one picture, and pairs that contradict each other. What pictures are like as a
+    whole is added to the survey."""
 
-    def look(record: dict) -> tuple[list[str], dict[str, str]]:
-        faults, seen = [], {}
+    def look(record: dict) -> tuple[list[str], dict[str, Seen]]:
+        faults, found = [], {}
         for name in NAMES:
             if name in record:
                 try:
-                    seen[name] = hashlib.sha256(picture_bytes(record[name])).hexdigest()
-                    open_picture(record[name])
+                    found[name] = seen(open_picture(record[name]))
+                    if max(found[name].size) > LONGEST * min(found[name].size):
+                        raise ValueError(f"{found[name].size[0]} x {found[name].size[1]} pixels; no Qwen-VL takes a side of more than {LONGEST} times the other")
                 except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     faults.append(f"{record['where']}: `{name}`: {error}")
-        return faults, seen
+        return faults, found
 
     order: dict[tuple, str] = {}
     with ThreadPoolExecutor() as pool:
         looked = tqdm(pool.map(look, records), total=len(records), desc="pictures", unit="pair", mininterval=5)
-        for record, (found, seen) in zip(records, looked):
-            yield from found
-            if found:
+        for record, (faults, found) in zip(records, looked):
+            yield from faults
+            if faults:
                 continue
-            pair = record["prompt"], seen.get("source"), seen["kept"], seen["broken"]
-            order.setdefault(pair, record["where"])
-            if seen["kept"] == seen["broken"]:
+            survey.add(record, found)
+            source, kept, broken = (found[name].pixels if name in found else None for name in ("source", "kept", "broken"))
+            order.setdefault((record["prompt"], source, kept, broken), record["where"])
+            if kept == broken:
                 yield f"{record['where']}: both pictures are the same"
-            elif (other := order.get((*pair[:2], pair[3], pair[2]))) and not record.get("tie"):
+            elif (other := order.get((record["prompt"], source, broken, kept))) and not record.get("tie"):
                 yield f"{record['where']}: says the reverse of {other}: the same two pictures, the other one better"
 
 
 def check_pictures(records: list[dict], limit: int = 20) -> None:
-    """Refuses what is wrong with pictures before hours are spent on them."""
-    if faults := list(picture_faults(records)):
+    """Refuses what is wrong with pictures before hours are spent on them, and tells what looks like a slip."""
+    survey = Survey()
+    if faults := list(picture_faults(records, survey)):
         more = f"\n… and {len(faults) - limit} more" if len(faults) > limit else ""
         raise Refusal("pairs that cannot be trained on:\n" + "\n".join(faults[:limit]) + more)
+    for warning in survey.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
