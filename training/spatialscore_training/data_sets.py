@@ -55,7 +55,9 @@ def _files(path: Path) -> list[Path]:
 
 def _split(file: Path, path: Path) -> str:
     """The split that a file is of, by its name below `path`; empty where it says nothing."""
-    *folders, name = file.relative_to(path if path.is_dir() else path.parent).parts
+    if file == path:
+        return ""
+    *folders, name = file.relative_to(home(path)).parts
     if (file.parent.parent / "dataset_dict.json").exists() and folders:
         return folders[-1]
     shard = _SHARD.fullmatch(name)
@@ -66,14 +68,17 @@ def _split(file: Path, path: Path) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
-def _one_split(path: Path, files: list[Path]) -> None:
-    """Refuses what has several splits: who trains on a test set does not see it in the numbers."""
-    first = {}
+def splits(path: Path) -> dict[str, list[Path]]:
+    """What a data set is made of, by split: files, or the one folder that is itself all of it."""
+    files = _files(path)
+    if not files and (path / "prompts").is_dir():
+        files = [path]
+    if not files:
+        raise Refusal(f"{path}: no pairs here (*.jsonl, *.parquet, *.tar, a data set of `save_to_disk`, or prompts/*.txt beside chosen and rejected)")
+    found: dict[str, list[Path]] = {}
     for file in files:
-        first.setdefault(_split(file, path), file)
-    if len(first) > 1:
-        told = ", ".join(f"{split or 'no split'} ({file})" for split, file in sorted(first.items()))
-        raise Refusal(f"{path}: several splits are there: {told}; give one: a file, a folder, or the start of shards' names")
+        found.setdefault(_split(file, path), []).append(file)
+    return found
 
 
 def _lines(file: Path) -> Iterator[tuple[str, object]]:
@@ -111,25 +116,16 @@ def _plain(folder: Path, pictures: set[str]) -> Iterator[tuple[str, object]]:
     yield from ((f"{folder}: {name}", entry) for name, entry in sorted(found.items()))
 
 
-def entries(path: Path, pictures: set[str], one_split: bool) -> Iterator[tuple[str, Path, object]]:
-    """What stands in a data set: each entry, or in its place what is wrong with it, with its place and the folder from which
-    its files' names go. `pictures` are the fields that are pictures."""
-    files = _files(path)
-    if not files and (path / "prompts").is_dir():
-        yield from ((where, path, entry) for where, entry in _plain(path, pictures))
-        return
-    if not files:
-        raise Refusal(f"{path}: no pairs here (*.jsonl, *.parquet, *.tar, a data set of `save_to_disk`, or prompts/*.txt beside chosen and rejected)")
-    if one_split:
-        _one_split(path, files)
-    for file in files:
-        if file.suffix in (".parquet", ".arrow"):
-            found = ((f"{file}: row {number}", row) for number, row in enumerate(tables.rows(file, pictures)))
-        elif file.suffix == ".tar":
-            found = tars.samples(file, pictures)
-        else:
-            found = (_list if file.suffix == ".json" else _lines)(file)
-        yield from ((where, file.parent, entry) for where, entry in found)
+def entries(file: Path, pictures: set[str]) -> Iterator[tuple[str, object]]:
+    """What stands in one of the files of `splits`: each entry, or what is wrong with it, with its place. `pictures` are the
+    fields that are pictures."""
+    if file.suffix in (".parquet", ".arrow"):
+        return ((f"{file}: row {number}", row) for number, row in enumerate(tables.rows(file, pictures)))
+    if file.suffix == ".tar":
+        return tars.samples(file, pictures)
+    if file.is_dir():
+        return _plain(file, pictures)
+    return (_list if file.suffix == ".json" else _lines)(file)
 
 
 def home(path: Path) -> Path:

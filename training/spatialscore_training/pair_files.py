@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from .data_sets import entries
+from .data_sets import entries, splits
 from .files import Refusal, digest
 from .pictures import Picture, open_picture
 from .survey import Seen, Survey, seen
@@ -67,19 +67,25 @@ def record(entry: object, folder: Path, where: str) -> dict:
     return {name: value for name, value in entry.items() if name.removesuffix("_file_name") not in EVERY_NAME} | found | {"where": where}
 
 
-def each_pair(path: Path, one_split: bool = False) -> Iterator[dict | Refusal]:
-    """The pairs of a data set, or in a pair's place what is wrong with it."""
-    for where, folder, entry in entries(path, EVERY_NAME, one_split):
-        try:
-            yield record(entry, folder, where)
-        except Refusal as refusal:
-            yield refusal
+def each_pair(files: list[Path]) -> Iterator[dict | Refusal]:
+    """The pairs of a split's files, or in a pair's place what is wrong with it."""
+    for file in files:
+        for where, entry in entries(file, EVERY_NAME):
+            try:
+                yield record(entry, file if file.is_dir() else file.parent, where)
+            except Refusal as refusal:
+                yield refusal
 
 
 def read_pairs(path: Path) -> Iterator[dict]:
-    """The pairs of a data set's only split. There is at least one, and nothing is wrong with any."""
+    """The pairs of a data set. There is at least one, nothing is wrong with any, and all are of one split: who trains on a test
+    set does not see it in the numbers."""
+    found = splits(path)
+    if len(found) > 1:
+        told = ", ".join(f"{split or 'none'} ({files[0]})" for split, files in sorted(found.items()))
+        raise Refusal(f"{path}: several splits are there: {told}; give one: a file, a folder, or the start of shards' names")
     none = True
-    for pair in each_pair(path, one_split=True):
+    for pair in each_pair(*found.values()):
         if isinstance(pair, Refusal):
             raise pair
         none = False

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 import pytest
 from PIL import Image
 
+from spatialscore_training.data_sets import splits
 from spatialscore_training.evaluate import main as evaluate
 from spatialscore_training.files import Refusal
 from spatialscore_training.manifest import validate
@@ -39,6 +40,11 @@ def read(path):
     return [
         {name: picture_bytes(pair[names[name]]) if name in names else pair.get(name) for name in PAIRS[0]} for pair in read_pairs(path)
     ]
+
+
+def each(path):
+    """The pairs of all splits, and what is wrong with the others."""
+    return [pair for files in splits(path).values() for pair in each_pair(files)]
 
 
 def write_tar(file, members):
@@ -99,7 +105,7 @@ def test_an_error_in_a_shard_names_the_sample(tmp_path, change, said):
         list(read_pairs(file))
     assert str(refused.value).startswith(f"{file}: 1: ") and said in str(refused.value)
     # The others are looked at all the same.
-    assert [pair["where"] for pair in each_pair(file) if isinstance(pair, dict)][-1] == f"{file}: 3"
+    assert [pair["where"] for pair in each(file) if isinstance(pair, dict)][-1] == f"{file}: 3"
 
 
 @pytest.mark.parametrize("length", (512, 700, 1024, 4 * 1024, 9 * 512 + 100))
@@ -171,7 +177,7 @@ def test_splits_are_never_mixed(tmp_path):
     assert "several splits are there: test (" in str(refused.value) and "train-000000.tar" in str(refused.value)
     assert read(tmp_path / "test") == PAIRS[:1]
     # What is wrong with a set is asked of all of it.
-    assert len(list(each_pair(tmp_path))) == 4
+    assert len(each(tmp_path)) == 4
     (tmp_path / "val").mkdir()
     (tmp_path / "test-000000.tar").rename(tmp_path / "val/0.tar")
     with pytest.raises(Refusal, match="validation"):
@@ -274,11 +280,11 @@ def test_a_row_of_parquet_has_bytes_a_name_or_nothing(tmp_path):
     (tmp_path / "red.png").write_bytes(png("red"))
     chosen = [{"bytes": PAIRS[0]["chosen"], "path": "elsewhere.png"}, {"bytes": None, "path": "red.png"}, {"bytes": png("lime"), "path": None}, None]
     file = in_parquet(tmp_path, **columns("prompt", "rejected") | {"chosen": chosen})
-    *first, last = each_pair(file)
+    *first, last = each(file)
     assert [picture_bytes(pair["kept"]) for pair in first] == [png("red"), png("red"), png("lime")]
     assert str(last).startswith(f"{file}: row 3: `chosen` (or `kept`) is missing")
     file = in_parquet(tmp_path, **columns("prompt", "chosen") | {"rejected": [png("blue"), None, png("red"), png("red")]})
-    assert [str(pair).split(" (")[0] for pair in each_pair(file) if isinstance(pair, Refusal)] == [f"{file}: row 1: `rejected`"]
+    assert [str(pair).split(" (")[0] for pair in each(file) if isinstance(pair, Refusal)] == [f"{file}: row 1: `rejected`"]
 
 
 def test_what_is_null_is_not_there(tmp_path):
