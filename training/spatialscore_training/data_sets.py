@@ -73,6 +73,8 @@ def splits(path: Path) -> dict[str, list[Path]]:
     files = _files(path)
     if not files and (path / "prompts").is_dir():
         files = [path]
+    if not files and not path.exists():
+        raise Refusal(f"{path}: no such file or folder. What is on the Hugging Face hub is fetched by `hf download --repo-type dataset OWNER/NAME --local-dir FOLDER`")
     if not files:
         raise Refusal(f"{path}: no pairs here (*.jsonl, *.parquet, *.tar, a data set of `save_to_disk`, or prompts/*.txt beside chosen and rejected)")
     found: dict[str, list[Path]] = {}
