@@ -29,7 +29,7 @@ from itertools import takewhile
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -82,9 +82,9 @@ def _record(number: int, pair: Pair) -> dict:
     }
 
 
-def _shard_digest(folder: Path) -> str:
+def _shard_digest(files: Iterable[Path]) -> str:
     """Of the names and the bytes of a shard's files."""
-    return digest(part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes()))
+    return digest(part for file in sorted(files) for part in (file.name.encode(), file.read_bytes()))
 
 
 def _write_shard(folder: Path, world: World, drawings: Path, seed: int, side: int, pairs: int, shard: int) -> int:
@@ -120,7 +120,10 @@ def _die_with_parent() -> None:
 
 def set_digest(folder: Path) -> str:
     """Of the files of a data set, as it was made or as it was exported (`hub`)."""
-    return digest(_shard_digest(shard).encode() for shard in sorted([*folder.glob("shard-*"), *folder.glob("data")]))
+    made = [shard.iterdir() for shard in sorted(folder.glob("shard-*"))]
+    # Beside the Parquet files an evaluation may leave what it found.
+    exported = [data.glob("*.parquet") for data in folder.glob("data")]
+    return digest(_shard_digest(files).encode() for files in made + exported)
 
 
 def _claim(folder: Path, made_with: dict, pairs: int) -> bool:

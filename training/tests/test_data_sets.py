@@ -16,6 +16,7 @@ from spatialscore_training.files import Refusal
 from spatialscore_training.manifest import validate
 from spatialscore_training.pair_files import check_pictures, each_pair, pairs_digest, read_pairs
 from spatialscore_training.pictures import open_picture, picture_bytes, picture_named
+from spatialscore_training.report import main as report
 from spatialscore_training.scorers import Score
 
 COLOURS = ["red", "blue", "lime", "black", "white"]
@@ -310,3 +311,5 @@ def test_a_data_set_in_one_file_is_evaluated(tmp_path, monkeypatch):
     assert picture_bytes(picture_named(scores[1]["broken"]["picture"])) == PAIRS[1]["rejected"]
     assert "data:image;base64," in (tmp_path / "eval.html").read_text()
     assert not (tmp_path / "held").exists()
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--out", str(tmp_path.with_name(f"{tmp_path.name}-report"))])
+    report()

@@ -46,6 +46,8 @@ def told(path):
 def test_it_is_the_same_pairs(sets, exported):
     assert told(exported / "data/train") == told(sets / "pairs") and told(exported / "data/test") == told(sets / "held")
     assert sorted(file.name for file in (exported / "data").glob("train*")) == [f"train-{i:05}-of-00004.parquet" for i in range(4)]
+    # What an evaluation of a split leaves is none of it.
+    (exported / "data/eval.json").write_text("{}")
     assert list(validate(exported)) == []
     # Once more, from Parquet: the row groups are as small as before.
     hub.export({"train": exported / "data/train"}, exported.parent / "again")
