@@ -12,6 +12,7 @@ A data set is a file, all files of one form in a folder, or the start of shards'
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ FORMS = (".jsonl", ".parquet", ".tar")
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
 SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
 """The words that Hugging Face's `datasets` knows a split by."""
-_SHARD = re.compile(r"(.+?)-\d+(-of-\d+)?(-[0-9a-f]+)?\.(jsonl|parquet|tar|arrow)")
+_SHARD = re.compile(r"(.+?)-\d+(?:-of-(\d+))?(-[0-9a-f]+)?\.(jsonl|parquet|tar|arrow)")
 
 
 def _saved(folder: Path) -> Iterator[Path]:
@@ -50,6 +51,10 @@ def _files(path: Path) -> list[Path]:
         found = sorted(file for file in beside if (shard := _SHARD.fullmatch(file.name)) and shard[1] == path.name)
     if len(forms := sorted({file.suffix for file in found})) > 1:
         raise Refusal(f"{path}: *{' and *'.join(forms)} are there; give one of them, lest a pair be read twice")
+    shards = Counter((file.parent / shard[1], int(shard[2])) for file in found if (shard := _SHARD.fullmatch(file.name)) and shard[2])
+    for (name, whole), count in shards.items():
+        if count != whole:
+            raise Refusal(f"{name}-*: {count} of {whole} files are there; the others hold pairs too")
     return found
 
 

@@ -251,6 +251,13 @@ def test_the_hubs_layout_is_read(hugging_face, tmp_path):
     for i in range(2):
         whole.shard(2, i, contiguous=True).to_parquet(tmp_path / f"data/train-{i:05}-of-00002.parquet")
     assert read(tmp_path) == read(tmp_path / "data/train") == PAIRS
+    second = tmp_path / "data/train-00001-of-00002.parquet"
+    second.rename(tmp_path / "later")
+    for path in (tmp_path, tmp_path / "data/train"):
+        with pytest.raises(Refusal, match=r"data/train-\*: 1 of 2 files are there"):
+            list(read_pairs(path))
+    assert read(tmp_path / "data/train-00000-of-00002.parquet") == PAIRS[:2]
+    (tmp_path / "later").rename(second)
     whole.to_parquet(tmp_path / "data/held-00000-of-00001.parquet")
     with pytest.raises(Refusal, match=r"held \(.*train \("):
         list(read_pairs(tmp_path))
