@@ -156,22 +156,22 @@ def _made_with(path: Path) -> dict | None:
 
 def _styles(pairs: list[dict], made: list[dict]) -> list[str]:
     """The sets that drawings are of. A kind that a set lacks is lent by the first that has it."""
-    styles = {style for one in made for style in one.get("world", {}).get("styles", ())}
+    styles = {style for one in made for style in one["world"]["styles"]}
     styles |= {thing["style"].split("~")[0] for pair in pairs for things in pair.get("things", {}).values() for thing in things}
     return [style for style in EVERY_STYLE if style in styles or (style == EVERY_STYLE[0] and styles)]
 
 
 def _card(name: str, splits: dict[str, list[dict]], sizes: dict[str, int], summaries: dict[str, str], made: dict[str, dict | None], columns: list[str]) -> str:
     every = [pair for pairs in splits.values() for pair in pairs]
-    styles = _styles(every, [one for one in made.values() if one])
-    licences = sorted({LICENCES[style] for style in styles})
-    listed = lambda key, values: f"{key}:\n" + "".join(f"- {value}\n" for value in values)
     ours = all(one and "world" in one for one in made.values())
+    styles = _styles(every, list(made.values())) if ours else []
+    licences = sorted({LICENCES[style].lower().replace(" ", "-") for style in styles})
+    listed = lambda key, values: f"{key}:\n" + "".join(f"- {value}\n" for value in values)
     return CARD.format(
         name=json.dumps(name),
         title=name,
         first=next(iter(splits)),
-        head=(listed("license", (licence.lower().replace(" ", "-") for licence in licences)) if ours else "") + (listed("language", ["en"]) if ours else ""),
+        head=listed("license", licences) + listed("language", ["en"]) if ours else "",
         files="\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in splits),
         sizes="\n".join(f"  - name: {split}\n    num_bytes: {sizes[split]}\n    num_examples: {len(pairs)}" for split, pairs in splits.items()),
         pairs=len(every),
@@ -179,7 +179,7 @@ def _card(name: str, splits: dict[str, list[dict]], sizes: dict[str, int], summa
         figures="\n".join(f"![Words, relations and kinds of {split}](stats/{split}/stats.png)" for split in splits),
         columns="| | |\n|---|---|\n" + "\n".join(f"| `{column}` | {COLUMNS.get(column, '')} |" for column in columns),
         made="\n\n".join(
-            f"`{split}`: `spatialreward-data make` of SpatialScore with\n\n```json\n{json.dumps(one, indent=1)}\n```" if one else f"`{split}`: this is to be told by who made it."
+            f"`{split}`: SpatialScore's `spatialreward-data`, which says of it\n\n```json\n{json.dumps(one, indent=1)}\n```" if one else f"`{split}`: this is to be told by who made it."
             for split, one in made.items()
         ),
         licence=("The drawings are of these sets: " + ", ".join(f"`{style}` ({LICENCES[style]})" for style in styles) + ".") if ours else "This is to be told by who has the rights in the pictures.",
