@@ -82,7 +82,7 @@ def test_webdataset_shards_are_read(shards):
 
 
 def test_a_text_is_a_prompt_and_what_is_no_samples_is_passed_over(tmp_path):
-    members = [("README", b"x"), ("._1.json", b"x"), ("1.txt", b" a red square\n"), ("1.chosen.png", png("red")), ("1.seed.cls", b"7"), ("1.rejected.jpg", png("blue"))]
+    members = [("README", b"x"), ("._1.json", b"x"), ("1.TXT", b" a red square\n"), ("1.Chosen.png", png("red")), ("1.seed.cls", b"7"), ("1.rejected.jpg", png("blue"))]
     (pair,) = read_pairs(write_tar(tmp_path / "a.tar", members))
     assert pair["prompt"] == "a red square"
 
@@ -238,6 +238,10 @@ def test_what_datasets_saves_to_disk_is_read(hugging_face, tmp_path):
     with pytest.raises(Refusal, match=r"several splits are there: mine \(.*train \("):
         list(read_pairs(tmp_path / "two"))
     assert list(validate(tmp_path / "one")) == []
+    for split in ("train", "test"):
+        whole.save_to_disk(tmp_path / f"each/{split}")
+    with pytest.raises(Refusal, match=r"several splits are there: test \(.*train \("):
+        list(read_pairs(tmp_path / "each"))
     file = tmp_path / "one/data-00001-of-00002.arrow"
     file.write_bytes(file.read_bytes()[:600])
     with pytest.raises(Refusal, match="data-00001-of-00002.arrow: "):
