@@ -253,7 +253,8 @@ async fn serve(mut settings: Settings) -> Result<(), Box<dyn Error>> {
     let at = |listener: &tokio::net::TcpListener| listener.local_addr().map(|address| address.to_string());
     tracing::info!(address = at(&listeners.grpc)?, "gRPC listens");
     if let Some(listener) = &listeners.http {
-        tracing::info!(http = format!("http://{}", at(listener)?), "HTTP listens");
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        tracing::info!(http = format!("{scheme}://{}", at(listener)?), "HTTP listens");
     }
     if let Some(listener) = &listeners.admin {
         tracing::info!(admin = at(listener)?, "admin listens");

@@ -39,10 +39,15 @@ def keep_apart(out: Path, **inputs: Path | None) -> None:
             raise Refusal(f"the output {out} {how} the input {path} ({name}); give it a place of its own")
 
 
+def part_of(path: Path) -> Path:
+    """Where `path` is written before it is whole."""
+    return path.with_name(f"{path.name}.part")
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder to; it takes the place of `path` once it is whole."""
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     remove(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     yield part

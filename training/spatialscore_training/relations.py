@@ -6,7 +6,9 @@ their kind's word.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import permutations, product
 from typing import Iterable, NamedTuple
 
@@ -28,8 +30,7 @@ class Thing:
         half_width, half_height = self.width / 2, self.height / 2
         return self.x - half_width, self.y - half_height, self.x + half_width, self.y + half_height
 
-
-    @property
+    @cached_property
     def seen(self) -> float:
         """How much of the box is in the picture, which may cut a thing off."""
         left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in self.box)
@@ -233,13 +234,17 @@ STRICTER = {
 }
 
 
+@lru_cache(1024)
+def _held_to(phrase: str) -> list[Callable | None]:
+    """What a phrasing's words ask of the layout beyond its clause."""
+    return [holds for words, holds in STRICTER.items() if re.search(words, phrase)]
+
+
 def says_true(phrase: str, clause: Clause, things: Things) -> bool:
     """Whether a phrasing of a clause that holds is true word for word."""
     by_kind = {thing.kind: thing for thing in things}
     about = [by_kind[kind] for kind in clause.about]
-    return all(
-        holds is not None and holds(clause, about) for words, holds in STRICTER.items() if re.search(words, phrase)
-    )
+    return all(holds is not None and holds(clause, about) for holds in _held_to(phrase))
 
 
 def arity(relation: str) -> int:

@@ -10,6 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForImageTextToText
 
 from .files import Refusal, digest, write_text
@@ -79,6 +82,22 @@ def new_head(width: int, recipe: Recipe) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class OneRow(nn.Module):
+    """A table of embeddings of which one row is trained: for the others neither gradient nor moments are held."""
+
+    def __init__(self, table: nn.Embedding, number: int):
+        super().__init__()
+        self.table, self.number = table.requires_grad_(False), number
+        self.row = nn.Parameter(table.weight[number].detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        return self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.where((ids == self.number)[..., None], self.row.to(self.weight.dtype), self.table(ids))
+
+
 class RewardModel(nn.Module):
     """The model as one call, so that several devices keep their gradients alike."""
 
@@ -141,13 +160,8 @@ def new_model(base: str, init: Path | None, recipe: Recipe, preprocessor: Prepro
                 model.rm_head.load_state_dict({key: tensor.float() for key, tensor in head_tensors(init).items()})
             except RuntimeError as error:
                 raise Refusal(f"{init}: its head is not the recipe's: {error}") from error
-        for parameter in (*model.get_output_embeddings().parameters(), *table.parameters()):
-            parameter.requires_grad_(False)
-        # Of the table the reward token's row alone.
-        table.weight.requires_grad_(True)
-        only = torch.zeros(table.num_embeddings, 1)
-        only[preprocessor.reward_id] = 1
-        table.weight.register_hook(lambda gradient: gradient * only.to(gradient))
+        model.get_output_embeddings().requires_grad_(False)
+        model.set_input_embeddings(OneRow(table, preprocessor.reward_id))
     elif init is None:
         lora = LoraConfig(
             r=recipe.rank,
@@ -173,6 +187,32 @@ def new_model(base: str, init: Path | None, recipe: Recipe, preprocessor: Prepro
     for parameter in reward_model.trained().values():
         parameter.data = parameter.data.float()
     return reward_model
+
+
+def shard(model: RewardModel, device: torch.device) -> None:
+    """Spreads weights, gradients and moments over all processes (FSDP2): a block's weights are whole only while it computes.
+
+    On a GPU blocks compute in bf16 and their gradients are summed in fp32; the head is in fp32 throughout.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if device.type != "cpu" else MixedPrecisionPolicy()
+    for module in list(model.modules()):
+        if type(module).__name__ in model.inner._no_split_modules:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model.inner.rm_head, mesh=mesh)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def whole_weights(model: RewardModel, recipe: Recipe) -> dict[str, Tensor]:
+    """What a checkpoint has of the backbone's weights, on the CPU. Every process must ask; where they hold shards, the first
+    gets them."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=recipe.trains == "lora")
+    weights = {key.removeprefix("backbone."): tensor for key, tensor in get_model_state_dict(model, options=options).items()}
+    for key in [key for key in weights if key.endswith("embed_tokens.row")]:
+        table = weights.pop(key.replace(".row", ".table.weight")).clone()
+        table[model.reward_id] = weights.pop(key)
+        weights[key.replace(".row", ".weight")] = table
+    return weights
 
 
 def reward_config(recipe: Recipe) -> dict:
@@ -231,18 +271,18 @@ def load_checkpoint(folder: Path) -> tuple[RewardModel, Preprocessor]:
     return RewardModel(model, preprocessor.reward_id, reward["positions"]).float().eval(), preprocessor
 
 
-def export(model: RewardModel, preprocessor: Preprocessor, recipe: Recipe, base: Path, folder: Path, with_base: bool) -> None:
-    """Writes a checkpoint that the server reads, of plain files alone."""
+def export(model: RewardModel, weights: dict[str, Tensor], preprocessor: Preprocessor, recipe: Recipe, base: Path, folder: Path, with_base: bool) -> None:
+    """Writes a checkpoint of these `whole_weights` that the server reads, of plain files alone."""
     folder.mkdir()
     if recipe.trains == "lora":
-        model.backbone.save_pretrained(folder)
+        model.backbone.save_pretrained(folder, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)
         if with_base:
             for file in [base / "config.json", *weight_files(base), *base.glob("model*.index.json")]:
                 shutil.copyfile(file, folder / file.name)
     else:
         dtype = getattr(torch, str(json.loads((base / "config.json").read_text()).get("dtype") or "float32"), torch.float32)
-        state = {key: tensor.to(tensor.dtype if key.startswith(HEAD) else dtype) for key, tensor in model.backbone.state_dict().items()}
+        state = {key: tensor.to(tensor.dtype if key.startswith(HEAD) else dtype) for key, tensor in weights.items()}
         if model.backbone.config.tie_word_embeddings or getattr(model.backbone.config.text_config, "tie_word_embeddings", False):
             state.pop("lm_head.weight", None)
         model.backbone.save_pretrained(folder, state_dict=state)

@@ -1,7 +1,7 @@
 """What a run keeps of itself: what it is, how far it came, and the checkpoints that can be served.
 
     OUT/run.json                        what the run is made of; another recipe, seed or data is refused
-    OUT/state/step-00000100.pt          what trains, the optimiser and the best checkpoint so far; the last two
+    OUT/state/step-00000100/            what trains, the optimiser and the best checkpoint so far; the last two
     OUT/checkpoints/step-00000250/      what the server reads
     OUT/last, OUT/best                  links to two of these, within OUT
     OUT/metrics.jsonl                   the learning curve, and each validation
@@ -9,13 +9,23 @@
 
 import json
 import os
+import pickle
 import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
+from torch import distributed
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import CheckpointException
 
-from .files import Refusal, beside, remove, write_text
+from .files import Refusal, beside, part_of, remove, write_text
 
+# What it warns of is a run of one process, which is as it should be.
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+PROGRESS = "progress.json"
 KEPT = 2
 """States: the one before the last is gone back to where the last cannot be read."""
 
@@ -45,23 +55,37 @@ class RunFolder:
         if not (self.out / "run.json").exists():
             write_text(self.out / "run.json", json.dumps(run, indent=1) + "\n")
 
-    def save(self, step: int, state: dict) -> None:
-        with beside(self._state(step)) as part:
-            torch.save(state | {"step": step}, part)
-        for old in sorted(self.states.glob("step-*.pt"))[:-KEPT]:
-            remove(old)
+    def save(self, step: int, best: list | None, state: dict, leads: bool, wait: Callable[[], None]) -> None:
+        """Writes a state. Every process takes part and writes what it holds; one of them leads; `wait` waits for all."""
+        path = self._state(step)
+        with beside(path) if leads else nullcontext(part_of(path)) as part:
+            wait()
+            checkpoint.save(state, checkpoint_id=part, no_dist=not distributed.is_initialized())
+            if leads:
+                (part / PROGRESS).write_text(json.dumps({"step": step, "best": best}))
+        if leads:
+            for old in self._states()[:-KEPT]:
+                remove(old)
+        wait()
 
-    def load(self) -> dict | None:
-        """The newest state that can be read."""
-        for path in sorted(self.states.glob("step-*.pt"), reverse=True):
+    def begun(self) -> bool:
+        return bool(self._states())
+
+    def load(self, state: dict) -> dict:
+        """Reads the newest state that can be read into the tensors of `state`; tells its step and the best checkpoint."""
+        for path in reversed(self._states()):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, OSError, EOFError, ValueError) as error:
-                print(f"{path} cannot be read ({error}); going back to the one before", file=sys.stderr)
-        return None
+                checkpoint.load(state, checkpoint_id=path, no_dist=not distributed.is_initialized())
+                return json.loads((path / PROGRESS).read_text())
+            except (CheckpointException, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+                print(f"{path} cannot be read ({str(error).splitlines()[0]}); going back to the one before", file=sys.stderr)
+        raise Refusal(f"{self.states}: no state can be read; to begin anew, remove it")
+
+    def _states(self) -> list[Path]:
+        return sorted(path for path in self.states.glob("step-*") if not path.suffix)
 
     def _state(self, step: int) -> Path:
-        return self.states / f"step-{step:08}.pt"
+        return self.states / f"step-{step:08}"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08}"

@@ -2,7 +2,7 @@
 
     spatialscore-train-reward pairs out --validation held-out      the paper's recipe, as far as it is told
     spatialscore-train-reward pairs out --recipe hpsv3             HPSv3's; `editreward`: EditReward's; or a file of yours
-    accelerate launch -m spatialscore_training.train_reward …      several devices, several hosts
+    accelerate launch -m spatialscore_training.train_reward …      several devices, several hosts; --shard splits the model
     spatialscore-train-reward more out2 --init out/best            a second stage, with adapter and head of the first
     spatialscore-train-reward pairs out --base FOLDER --set pixels=12544 --steps 8    a try on a small base
 
@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from math import ceil, cos, isfinite, pi
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -36,7 +39,7 @@ from .losses import gaussian_bradley_terry
 from .pair_files import check_pictures, pairs_digest, read_pairs
 from .preprocessing import Item, Preprocessor
 from .recipe import Recipe, names, read_recipe, told
-from .reward_model import RewardModel, base_of, check_init, checkpoint_digest, export, find, new_model
+from .reward_model import RewardModel, base_of, check_init, checkpoint_digest, export, find, new_model, shard, whole_weights
 from .run_state import RunFolder
 
 PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -146,8 +149,8 @@ def new_optimiser(model: RewardModel, recipe: Recipe) -> torch.optim.AdamW:
 class Run:
     """A run in progress."""
 
-    def __init__(self, recipe: Recipe, pairs: Path, out: Path, *, seed: int = 0, steps: int | None = None, validation: Path | None = None, init: Path | None = None, with_base: bool = False, trackers: tuple[str, ...] = (), cpu: bool = False):
-        self.recipe, self.seed, self.with_base = recipe, seed, with_base
+    def __init__(self, recipe: Recipe, pairs: Path, out: Path, *, seed: int = 0, steps: int | None = None, validation: Path | None = None, init: Path | None = None, with_base: bool = False, sharded: bool = False, trackers: tuple[str, ...] = (), cpu: bool = False):
+        self.recipe, self.seed, self.with_base, self.sharded = recipe, seed, with_base, sharded
         adapter_base = base_of(init) if init else None
         self.base_name = str(adapter_base or init) if init else recipe.base
         self.base = find(self.base_name)
@@ -162,41 +165,51 @@ class Run:
         for record in (*self.records, *self.validation):
             if ("source" in record) != (recipe.pictures == 2):
                 raise Refusal(f"{record['where']}: the recipe has {recipe.pictures} picture(s) an item, so `source` is {'needed' if recipe.pictures == 2 else 'not read'}")
+        if lacking := [name for name in trackers if find_spec(name) is None]:
+            # accelerate would go on without a word.
+            raise Refusal(f"--track {lacking[0]}: it is not installed here: pip install {lacking[0]}")
         bf16 = torch.cuda.is_available() and not cpu
         self.accelerator = accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, log_with=list(trackers) or None, project_dir=out / "trackers")
         if accelerator.distributed_type not in PARALLEL:
-            raise Refusal(f"{accelerator.distributed_type.value} is not supported: one process a device, each with the whole model")
+            raise Refusal(f"{accelerator.distributed_type.value} by accelerate is not supported; --shard splits the model among the devices")
         processes = accelerator.num_processes
+        if sharded and processes == 1:
+            raise Refusal("--shard splits the model among several processes, and here is one: accelerate launch -m spatialscore_training.train_reward …")
         self.plan = Plan(len(self.records), recipe.pairs * recipe.accumulate * processes, seed)
         self.steps = steps or self.plan.an_epoch * recipe.epochs
         run = {"recipe": told(recipe), "seed": seed, "steps": self.steps, "processes": processes}
         run |= {"pairs": pairs_digest(self.records), "validation": pairs_digest(self.validation), "starts_from": checkpoint_digest(init or self.base)}
         self.folder.check(run)
-        state = self.folder.load()
-        if state is None and accelerator.is_main_process:
+        begun = self.folder.begun()
+        if not begun and accelerator.is_main_process:
             check_pictures(self.records + self.validation)
         torch.manual_seed(seed)
         self.preprocessor = Preprocessor(self.base, recipe.instruction, (recipe.pixels, recipe.pixels), recipe.pictures)
         model = new_model(self.base_name, init, recipe, self.preprocessor)
-        optimiser = new_optimiser(model, recipe)
+        if sharded:
+            shard(model, accelerator.device)
+        else:
+            model.to(accelerator.device)
+        self.plain, self.optimiser = model, new_optimiser(model, recipe)
         self.step, self.best = 0, None
-        if state:
-            self.step, self.best = state["step"], state["best"]
-            with torch.no_grad():
-                for name, parameter in model.trained().items():
-                    parameter.copy_(state["weights"][name])
-            optimiser.load_state_dict(state["optimiser"])
+        if begun:
+            state = self._state()
+            progress = self.folder.load(state)
+            self.step, self.best = progress["step"], progress["best"]
+            set_optimizer_state_dict(model, self.optimiser, state["optimiser"])
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.folder.claim(run)
             self.folder.forget_after(self.step)
         if trackers:
             accelerator.init_trackers("spatialscore", {key: value for key, value in told(recipe).items() if isinstance(value, (int, float, str))})
-        self.model, self.optimiser = accelerator.prepare(model, optimiser)
+        self.model = model if sharded else accelerator.prepare(model)
 
-    @property
-    def plain(self) -> RewardModel:
-        return self.accelerator.unwrap_model(self.model)
+    def _state(self) -> dict:
+        """What a state holds: the very weights that are trained, and the optimiser's moments. Of a sharded model, this
+        process's part."""
+        weights = {name: parameter.detach() for name, parameter in self.plain.trained().items()}
+        return {"weights": weights, "optimiser": get_optimizer_state_dict(self.plain, self.optimiser)}
 
     def go(self, until: float = float("inf"), halt: int | None = None) -> bool:
         """Trains to the end, to the time `until` or to the step `halt`; tells whether the end has come."""
@@ -234,7 +247,9 @@ class Run:
         share, accelerator = batch["share"], self.accelerator
         # Dropout too depends on seed, step, share and process alone.
         torch.manual_seed(random.Random(f"{self.seed}:{share.step}:{share.number}:{accelerator.process_index}").getrandbits(63))
-        with nullcontext() if share.ends_step else accelerator.no_sync(self.model):
+        if self.sharded:
+            self.model.set_requires_gradient_sync(share.ends_step)
+        with nullcontext() if share.ends_step or self.sharded else accelerator.no_sync(self.model), accelerator.autocast():
             rewards = self.model({name: value.to(accelerator.device) for name, value in batch["inputs"].items()})
             loss = (pair_losses(rewards, batch, self.recipe.gaussian) * batch["weights"].to(rewards.device)).sum()
             accelerator.backward(loss)
@@ -243,7 +258,9 @@ class Run:
     def _advance(self, loss: float) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * rate(self.recipe, self.step, self.steps)
-        norm = self.accelerator.clip_grad_norm_(list(self.plain.trained().values()), self.recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.plain.trained().values(), self.recipe.clip)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         loss = float(self.accelerator.reduce(torch.tensor(loss, device=self.accelerator.device), "sum"))
         if not (isfinite(loss) and isfinite(float(norm))):
             raise Refusal(f"step {self.step + 1}: the loss is {loss}, its gradient {float(norm)}; a lower rate may help. The last state stands")
@@ -266,13 +283,16 @@ class Run:
     def rewards(self, records: list[dict]) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         """Of both pictures of each pair, as the model gives them when it is served."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine, found = records[process::processes], []
+        # Every process has as many, lest one wait for ever where the model is sharded: some do not count.
+        mine, found = (records + records[:1] * (-len(records) % processes))[process::processes], []
         self.model.eval()
         for start in range(0, len(mine), self.recipe.pairs):
             batch = self.preprocessor(items(mine[start : start + self.recipe.pairs]))
-            rewards = self.plain({name: value.to(self.accelerator.device) for name, value in batch.items()}).float().cpu()
+            with self.accelerator.autocast():
+                rewards = self.plain({name: value.to(self.accelerator.device) for name, value in batch.items()}).float().cpu()
             found += [(tuple(a), tuple(b)) for a, b in zip(*(half.tolist() for half in rewards.chunk(2)))]
         self.model.train()
+        found = found[: len(records[process::processes])]
         return gather_object(found) if processes > 1 else found
 
     def evaluate(self) -> None:
@@ -283,17 +303,16 @@ class Run:
             standing = [figures["accuracy"], -figures["nll"], self.step]
             if self.best is None or standing[:2] > self.best[:2]:
                 self.best = standing
+        weights = whole_weights(self.plain, self.recipe)
         if self.accelerator.is_main_process:
             with beside(self.folder.checkpoint(self.step)) as part:
-                export(self.plain, self.preprocessor, self.recipe, self.base, part, self.with_base)
+                export(self.plain, weights, self.preprocessor, self.recipe, self.base, part, self.with_base)
             self.folder.point(self.best[2] if self.best else None, self.step)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        if self.accelerator.is_main_process:
-            weights = {name: parameter.detach().cpu() for name, parameter in self.plain.trained().items()}
-            self.folder.save(self.step, {"weights": weights, "optimiser": self.optimiser.state_dict(), "best": self.best})
-        self.accelerator.wait_for_everyone()
+        accelerator = self.accelerator
+        self.folder.save(self.step, self.best, self._state(), accelerator.is_main_process, accelerator.wait_for_everyone)
 
 
 def change(text: str) -> tuple[str, object]:
@@ -330,6 +349,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=at_least(0, float), default=float("inf"), help="stop, to be gone on with, after so long")
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--with-base", action="store_true", help="an adapter's checkpoint has the base's weights beside it")
+    parser.add_argument("--shard", action="store_true", help="split weights, gradients and moments among the processes (FSDP)")
     parser.add_argument("--track", action="append", default=[], choices=("tensorboard", "wandb"), help="also write the curve there")
     parser.add_argument("--threads", type=at_least(1), help="of the CPU")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
@@ -340,7 +360,7 @@ def main() -> None:
     recipe = read_recipe(options.recipe, dict(options.set) | ({"base": options.base} if options.base else {}))
     run = Run(
         recipe, options.pairs, options.out, seed=options.seed, steps=options.steps, validation=options.validation,
-        init=options.init, with_base=options.with_base, trackers=tuple(options.track), cpu=options.cpu,
+        init=options.init, with_base=options.with_base, sharded=options.shard, trackers=tuple(options.track), cpu=options.cpu,
     )
     ended = run.go(until)
     if run.accelerator.is_main_process:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from spatialscore_training import calibration
 from spatialscore_training.export import export
@@ -33,7 +35,6 @@ reward_model = pytest.importorskip("spatialscore_training.reward_model")
 from spatialscore_training import recipe as recipes  # noqa: E402
 from spatialscore_training import train_reward  # noqa: E402
 from spatialscore_training.preprocessing import Item, Preprocessor  # noqa: E402
-from spatialscore_training.run_state import RunFolder  # noqa: E402
 from spatialscore_training.train_reward import Plan, Run  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,6 +43,7 @@ SMALL = dict(
     instruction="Rate: {prompt}\n<|Reward|>", pixels=112 * 112, head=(32, 8), head_dropout=0.1, rate=1e-2, pairs=2, accumulate=2,
     epochs=2, save_every=1, evaluate_every=4, draws=50, warmup=0.1, positions="mrope",
 )
+WHOLE = SMALL | dict(trains="all", positions="flat")
 LORA = SMALL | dict(trains="lora", rank=4, alpha=8, dropout=0.1, targets=r".*language_model.*\.(q_proj|v_proj)")
 
 
@@ -84,11 +86,20 @@ def trained(base, pairs, tmp_path_factory):
     return out
 
 
+def read_state(out: Path) -> dict:
+    """The newest state, whole."""
+    newest = max((out / "state").iterdir())
+    dcp_to_torch_save(newest, out / "whole.pt")
+    state = torch.load(out / "whole.pt", weights_only=False)
+    (out / "whole.pt").unlink()
+    return state | json.loads((newest / "progress.json").read_text())
+
+
 def state_bytes(out: Path) -> dict[str, bytes]:
     """All tensors of the newest state, and the checkpoint that is served."""
-    state = RunFolder(out).load()
+    state = read_state(out)
     parts = {name: tensor for name, tensor in state["weights"].items()}
-    parts |= {f"{i}.{name}": value for i, slot in state["optimiser"]["state"].items() for name, value in slot.items()}
+    parts |= {f"{of}.{name}": value for of, slot in state["optimiser"]["state"].items() for name, value in slot.items()}
     served = {path.name: path.read_bytes() for path in (out / "last").iterdir()}
     return {name: tensor.numpy().tobytes() for name, tensor in parts.items()} | served | {"best": str(state["best"]).encode()}
 
@@ -228,7 +239,7 @@ def test_the_head_is_in_fp32_under_autocast(base, batch_of):
         assert not torch.equal(told, model.inner.rm_head(rows).float())
 
 
-@pytest.mark.parametrize("told", [LORA, SMALL | dict(trains="all", positions="flat")], ids=["lora", "all"])
+@pytest.mark.parametrize("told", [LORA, WHOLE], ids=["lora", "all"])
 def test_of_the_embeddings_the_reward_tokens_row_alone_learns(base, pairs, tmp_path, told):
     run = new_run(base, pairs, tmp_path / "out", told, steps=2)
     before = run.plain.inner.get_input_embeddings()
@@ -313,15 +324,33 @@ def test_a_run_in_pieces_has_the_bits_of_one_at_once(base, pairs, trained, tmp_p
     assert len(list((out / "state").iterdir())) == 2
 
 
-def test_a_state_that_cannot_be_read_is_gone_behind(base, pairs, trained, tmp_path, capsys):
+def test_the_curve_is_written_to_trackers_too(base, pairs, tmp_path):
+    run = new_run(base, pairs, tmp_path / "out", validation=pairs, steps=2, evaluate_every=1, trackers=("tensorboard",))
+    run.go()
+    (events,) = {file.parent for file in (tmp_path / "out/trackers").rglob("events.*") if EventAccumulator(str(file.parent)).Reload().Tags()["scalars"]}
+    board = EventAccumulator(str(events)).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "validation_accuracy"):
+        told = [(line["step"], line[name]) for line in lines if name in line]
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [(step, pytest.approx(value)) for step, value in told] and len(told) == 2
+    with pytest.raises(Refusal, match="pip install no_such_tracker"):
+        new_run(base, pairs, tmp_path / "other", trackers=("no_such_tracker",))
+
+
+@pytest.mark.parametrize("torn", ["*.distcp", ".metadata", "progress.json"])
+def test_a_state_that_cannot_be_read_is_gone_behind(base, pairs, trained, tmp_path, capsys, torn):
     out = tmp_path / "out"
     new_run(base, pairs, out, validation=pairs).go(halt=3)
-    newest = max((out / "state").iterdir())
-    newest.write_bytes(newest.read_bytes()[:1000])
+    for torn in max((out / "state").iterdir()).glob(torn):
+        torn.write_bytes(torn.read_bytes()[:10])
     run = new_run(base, pairs, out, validation=pairs)
     assert run.step == 2 and "cannot be read" in capsys.readouterr().err
     run.go()
     assert state_bytes(out) == state_bytes(trained)
+    for state in (out / "state").iterdir():
+        (state / ".metadata").unlink()
+    with pytest.raises(Refusal, match="no state can be read"):
+        new_run(base, pairs, out, validation=pairs)
 
 
 KILLED = """
@@ -336,7 +365,7 @@ def train(out, tell=None):
     if tell is not None:
         os.write(tell, b"%3d" % run.step)
     run.go()
-newest = lambda: max([int(path.stem[5:]) for path in Path(out, "state").glob("step-*.pt")], default=0)
+newest = lambda: max([int(path.stem[5:]) for path in Path(out, "state").glob("step-*") if not path.suffix], default=0)
 rng, torn = random.Random(), 0
 for _ in range(kills):
     hear, tell = os.pipe()
@@ -419,14 +448,23 @@ def test_a_second_stage_begins_with_adapter_and_head_of_the_first(base, pairs, t
         new_run(base, pairs, tmp_path / "unused", init=trained / "last", trains="all")
 
 
-def test_two_processes_go_as_one_with_as_many_pairs_to_a_step(base, pairs, tmp_path):
-    told = LORA | {"dropout": 0.0, "head_dropout": 0.0}
-    (tmp_path / "recipe.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (told | {"accumulate": 1, "base": str(base)}).items()))
+def two_processes(recipe: Path, pairs: Path, out: Path, *arguments: str) -> None:
     command = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 -m spatialscore_training.train_reward"
-    arguments = f"{pairs} {tmp_path / 'two'} --recipe {tmp_path / 'recipe.toml'} --validation {pairs} --cpu --threads 1"
-    subprocess.run(f"{command} {arguments}".split(), env=os.environ | {"PYTHONPATH": str(REPOSITORY / "training")}, check=True, timeout=600)
+    told = f"{pairs} {out} --recipe {recipe} --validation {pairs} --cpu --threads 1"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "training")}
+    subprocess.run([*command.split(), *told.split(), *arguments], env=environment, check=True, timeout=600)
+
+
+@pytest.mark.parametrize("trains, sharded", [("lora", False), ("lora", True), ("all", True)])
+def test_two_processes_go_as_one_with_as_many_pairs_to_a_step(base, pairs, tmp_path, trains, sharded):
+    told = (LORA if trains == "lora" else WHOLE) | {"dropout": 0.0, "head_dropout": 0.0, "base": str(base), "gradient_checkpointing": sharded}
+    recipe = tmp_path / "recipe.toml"
+    # A step in two shares, so that the first of them is kept until the second.
+    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (told | {"pairs": 1}).items()))
+    shard = ["--shard"] if sharded else []
+    two_processes(recipe, pairs, tmp_path / "two", *shard)
     new_run(base, pairs, tmp_path / "one", told, validation=pairs).go()
-    two, one = (RunFolder(tmp_path / name).load() for name in ("two", "one"))
+    two, one = (read_state(tmp_path / name) for name in ("two", "one"))
     assert two["step"] == one["step"] == 6
     for name, weight in one["weights"].items():
         if name.endswith("4.bias"):
@@ -436,6 +474,35 @@ def test_two_processes_go_as_one_with_as_many_pairs_to_a_step(base, pairs, tmp_p
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     for a, b in zip(*lines, strict=True):
         assert json.loads(a) == pytest.approx(json.loads(b), rel=1e-3, abs=1e-4)
+    # Stopped after a step, and gone on with: the same bits.
+    two_processes(recipe, pairs, tmp_path / "pieces", "--minutes", "0", *shard)
+    two_processes(recipe, pairs, tmp_path / "pieces", *shard)
+    assert state_bytes(tmp_path / "pieces") == state_bytes(tmp_path / "two")
+
+
+HELD = """
+import sys
+from pathlib import Path
+from spatialscore_training import recipe, train_reward
+told, pairs, out = eval(sys.argv[1])
+run = train_reward.Run(recipe.new_recipe(told, "test"), Path(pairs), Path(out), cpu=True, steps=1, sharded=True)
+run.go()
+share = lambda tensors: sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
+moments = [slot["exp_avg"] for slot in run.optimiser.state.values()]
+print(share(list(run.plain.parameters())), share(moments), flush=True)
+"""
+
+
+def test_each_process_holds_its_share_of_weights_and_moments(base, pairs, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    (tmp_path / "held.py").write_text(HELD)
+    told = repr((WHOLE | {"base": str(base)}, str(pairs), str(tmp_path / "out")))
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "training"), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([*command, str(tmp_path / "held.py"), told], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    shares = [float(share) for line in ran.stdout.splitlines() for share in line.split()]
+    assert len(shares) == 4 and shares == pytest.approx([0.5] * 4, abs=0.02)
+    with pytest.raises(Refusal, match="here is one"):
+        new_run(base, pairs, tmp_path / "alone", WHOLE, sharded=True)
 
 
 # Validation
@@ -574,7 +641,7 @@ def test_a_run_is_scored_without_a_server_as_by_its_trainer(base, pairs, tmp_pat
     from spatialscore_training.scorers import Item as Scored
     from spatialscore_training.scorers import LocalScorer
 
-    for told in (LORA, SMALL | dict(trains="all", positions="flat")):
+    for told in (LORA, WHOLE):
         run = new_run(base, pairs, tmp_path / told["trains"], told, steps=2, head_rate=0.5)
         run.go()
         pictures = odd_pictures(tmp_path / f"odd-{told['trains']}")[:9]

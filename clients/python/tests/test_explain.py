@@ -136,7 +136,7 @@ def test_the_token_and_the_certificates_are_the_clients(connect: Any, certificat
         f"--tls-key={certificates}/server.key",
     ]
     with serving(*options) as (address, url):
-        url = url.replace("http://", "https://")
+        assert url.startswith("https://")
         tls = sc.TLS(ca=certificates / "authority.pem")
         why = connect(address, token=TOKEN, tls=tls, timeout=60).explain(PROMPT, SAMPLE, http=url, cells=0)
         assert why.dropped

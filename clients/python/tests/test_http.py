@@ -342,7 +342,7 @@ def test_tokens_stand_in_the_url_and_tls_is_that_of_grpc(
         server.stop()
         assert not unirl(url).is_available() and not flow_factory(url).health_check()
     with Server(http__listen="127.0.0.1:0", **tokens, **files) as server:
-        url = server.http.replace("http://", f"https://trainer:{TOKEN}@")
+        url = server.http.replace("https://", f"https://trainer:{TOKEN}@")
         assert not flow_factory(url).health_check()
         # The client of UniRL knows public authorities alone.
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates / "authority.pem"))

@@ -193,6 +193,7 @@ def test_miles_diffusion(several: Fake) -> None:
 def test_miles_diffusion_itself(served: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own samples and dispatch, from a checkout in SPATIALSCORE_MILES_DIFFUSION."""
     pytest.importorskip("torch")
+    pytest.importorskip("httpx", reason="miles_diffusion wants httpx")
     monkeypatch.syspath_prepend(str(checkout("SPATIALSCORE_MILES_DIFFUSION")))
     from miles.rollout.rm_hub import batched_async_rm
     from miles.utils.types import Sample
