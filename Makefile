@@ -96,7 +96,8 @@ lint: libtorch .cache/nasm/tried .venv/pip/installed ## Licences, formatting, cl
 test: lint .venv/test/installed .cache/prometheus/promtool .cache/drawings/fetched ## Run every check that CI runs
 	SPATIALSCORE_TEST_VENV=$(CURDIR)/.venv/test SPATIALSCORE_TEST_PROMETHEUS=$(CURDIR)/.cache/prometheus \
 	    $(CARGO) test --release
-	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_language.py training/tests/test_evaluate.py
+	PYTHONPATH=training .venv/test/bin/python -m pytest -q training/tests/test_generator.py training/tests/test_language.py training/tests/test_evaluate.py \
+	    training/tests/test_pair_files.py training/tests/test_data_sets.py training/tests/test_survey.py
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) scripts/quality.sh .venv/test/bin/python
 	scripts/demo.sh $(BINARY)
 	$(MAKE) client-test example-short

@@ -8,8 +8,9 @@ Layout, in the order in which a pair comes to be and is learned:
 - `prompts`     clauses in people's words
 - `language`    the same by a grammar (`grammar.toml`): benchmarks' forms, adjectives, denials, other words for a kind
 - `pairs`       a prompt, a picture that keeps it and a twin that does not
-- `manifest`    our pairs on disk: shards, their validator and figures (`figures`)
-- `pair_files`  pairs as files have them, a lab's own too
+- `manifest`    our pairs on disk: shards, their validator and figures (`figures`), and as the Hugging Face hub has them (`hub`)
+- `pair_files`  pairs as files have them, a lab's own too: `data_sets` finds them, in `tables`, `tars` and lines, and `pictures` reads
+                their pictures; `survey` tells what they are like as a whole
 - `recipe`, `preprocessing`, `reward_model`, `train_reward`   a reward model of a Qwen-VL, by a recipe (`recipes/`)
 - `run_state`, `calibration`   what a run keeps of itself, and what a validation says
 - `tokenizer`, `model`   the small Qwen2.5-VL, from nothing

@@ -6,7 +6,9 @@
     spatialreward-data make wide --preset wide --pairs 2000    in the grammar's words, with things missing or there twice
     spatialreward-data make plain --pairs 2000 --seed 1 --relations plain --things 2 2 --clauses 1 1
     spatialreward-data stats pairs                             pairs/stats.png and pairs/stats.html
-    spatialreward-data validate pairs                          also for manifests of your own
+    spatialreward-data validate pairs                          also for pairs of your own
+    spatialreward-data export pairs hub                        Parquet and a data card, as the Hugging Face hub has them
+    spatialreward-data export train=pairs test=held-out hub    splits by name
 
 What is made depends on the arguments alone. A run that was stopped goes on where it stood; a folder that holds something
 else is refused.
@@ -17,12 +19,15 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from .data_sets import home
 from .drawings import DEFAULT_FOLDER, EVERY_STYLE, LOOKS, STYLES, fetch, kinds
-from .files import command
+from .files import Refusal, command
 from .figures import draw_figures
+from .hub import export
 from .manifest import validate, write_pairs
 from .relations import EVERY, PLAIN, RULES
 from .scenes import World
+from .survey import Survey
 
 
 RELATIONS = {"plain": PLAIN, "all": tuple(RULES), "every": tuple(EVERY)}
@@ -57,13 +62,28 @@ def make(options: argparse.Namespace) -> None:
 
 
 def stats(options: argparse.Namespace) -> None:
-    print(draw_figures(options.folder, options.out or options.folder))
+    print(draw_figures(options.folder, options.out or home(options.folder)))
 
 
 def check(options: argparse.Namespace) -> None:
-    faults = list(islice(validate(options.folder), 100))
+    survey = Survey()
+    faults = list(islice(validate(options.folder, survey), 100))
     print("\n".join(faults) or f"{options.folder}: no faults")
+    print("".join(f"warning: {warning}\n" for warning in survey.warnings()), end="")
     sys.exit(bool(faults))
+
+
+def split(text: str) -> tuple[str, Path]:
+    """[SPLIT=]PATH."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and "/" not in name else ("train", Path(text))
+
+
+def publish(options: argparse.Namespace) -> None:
+    if len(sources := dict(options.pairs)) < len(options.pairs):
+        raise Refusal("two data sets have the same split; name each: SPLIT=PATH")
+    export(sources, options.out)
+    print(f"{options.out / 'README.md'}")
 
 
 @command
@@ -99,13 +119,18 @@ def main() -> None:
     making.set_defaults(run=make)
 
     counting = commands.add_parser("stats", help="figures as PNG and HTML")
-    counting.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    counting.add_argument("folder", type=Path, help="of the data set, or a file of pairs")
     counting.add_argument("--out", type=Path, help="where the figures go (default: the data set's folder)")
     counting.set_defaults(run=stats)
 
     checking = commands.add_parser("validate", help="check a data set, yours or ours")
-    checking.add_argument("folder", type=Path, help="of the data set, or a manifest")
+    checking.add_argument("folder", type=Path, help="of the data set, or a file of pairs")
     checking.set_defaults(run=check)
+
+    exporting = commands.add_parser("export", help="write Parquet with a data card, for the Hugging Face hub and `datasets`")
+    exporting.add_argument("pairs", type=split, nargs="+", metavar="[SPLIT=]PAIRS", help="a data set's folder, or a file of pairs; of the split `train` if none is named")
+    exporting.add_argument("out", type=Path, help="where to")
+    exporting.set_defaults(run=publish)
 
     options = parser.parse_args()
     if preset := PRESETS.get(getattr(options, "preset", None)):

@@ -54,6 +54,7 @@ SETS = {
 """OpenMoji is to measure by, and not to train on: whether weights that learned from drawings under CC-BY-SA are under it
 themselves is unsettled, and ours are Apache-2.0."""
 EVERY_STYLE = (*STYLES, *SETS)
+LICENCES = {"google": "Apache-2.0", "twitter": "CC-BY 4.0"} | {style: packed.licence for style, packed in SETS.items()}
 
 
 class Kind(NamedTuple):

@@ -4,7 +4,7 @@
     spatialscore-eval pairs --checkpoint models/spatialscore-mini   in transformers, without a server
     spatialscore-eval pairs --server … --baseline blank         what is left without the picture (or the prompt, or its order)
 
-PAIRS is a data set of `spatialreward-data`, or your own manifest with `prompt`, `kept` and `broken` on each line.
+PAIRS is a data set of `spatialreward-data`, or your own in any form that training takes.
 Writes `scores.json`, `eval.json` and `eval.html`: accuracy with its 95 % interval, by relation and by number of relations, whether the
 standard deviation tells, and the gravest mistakes with their pictures.
 """
@@ -22,8 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from .calibration import interval
+from .data_sets import home
 from .files import command
-from .pair_files import picture_bytes, read_pairs
+from .pair_files import read_pairs
+from .pictures import Picture, picture_bytes
 from .relations import family
 from .scorers import Item, LocalScorer, Score, ServerScorer
 
@@ -120,9 +122,9 @@ def told(pair: dict) -> dict:
     return pictures | {name: pair[name] for name in ("right", "certainty")} | {"prompt": pair["record"]["prompt"]}
 
 
-def _picture(title: str, path: str, score: Score) -> str:
+def _picture(title: str, picture: Picture, score: Score) -> str:
     spread = f" ± {score.stddev:.2f}" if score.stddev is not None else ""
-    data = base64.b64encode(picture_bytes(path)).decode()
+    data = base64.b64encode(picture_bytes(picture)).decode()
     return f'<figure><img src="data:image;base64,{data}"><figcaption>{title}: {score.mean:+.2f}{spread}</figcaption></figure>'
 
 
@@ -171,7 +173,7 @@ def main() -> None:
     parser.add_argument("--floor", type=float, default=0.0, help="end with 1 where the accuracy is below this share")
     options = parser.parse_args()
     scorer = ServerScorer(options.server, options.protos, token=options.token) if options.server else LocalScorer(options.checkpoint)
-    out = options.out or (options.pairs.parent if options.pairs.is_file() else options.pairs) / (options.baseline or "")
+    out = options.out or home(options.pairs) / (options.baseline or "")
     out.mkdir(parents=True, exist_ok=True)
     records = list(islice(read_pairs(options.pairs), options.limit))
     if options.baseline:

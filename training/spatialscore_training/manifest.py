@@ -29,16 +29,18 @@ from itertools import takewhile
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from tqdm import tqdm
 
+from .data_sets import splits
 from .drawings import Drawings, drawings_digest
 from .files import Refusal, digest, keep_apart, tries, write_text
 from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
 from .relations import EVERY, Clause, Thing, verdict
 from .scenes import World, draw
+from .survey import Survey
 
 GENERATOR = 2
 """Its version: another one where the same arguments give other pairs."""
@@ -80,9 +82,9 @@ def _record(number: int, pair: Pair) -> dict:
     }
 
 
-def _shard_digest(folder: Path) -> str:
+def _shard_digest(files: Iterable[Path]) -> str:
     """Of the names and the bytes of a shard's files."""
-    return digest(part for file in sorted(folder.iterdir()) for part in (file.name.encode(), file.read_bytes()))
+    return digest(part for file in sorted(files) for part in (file.name.encode(), file.read_bytes()))
 
 
 def _write_shard(folder: Path, world: World, drawings: Path, seed: int, side: int, pairs: int, shard: int) -> int:
@@ -116,8 +118,12 @@ def _die_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def _set_digest(folder: Path) -> str:
-    return digest(_shard_digest(shard).encode() for shard in sorted(folder.glob("shard-*")))
+def set_digest(folder: Path) -> str:
+    """Of the files of a data set, as it was made or as it was exported (`hub`)."""
+    made = [shard.iterdir() for shard in sorted(folder.glob("shard-*"))]
+    # Beside the Parquet files an evaluation may leave what it found.
+    exported = [data.glob("*.parquet") for data in folder.glob("data")]
+    return digest(_shard_digest(files).encode() for files in made + exported)
 
 
 def _claim(folder: Path, made_with: dict, pairs: int) -> bool:
@@ -129,6 +135,8 @@ def _claim(folder: Path, made_with: dict, pairs: int) -> bool:
             raise Refusal(f"{folder} is not empty and has no dataset.json, so nobody knows what made it; name a new folder")
     else:
         said = json.loads(said_in.read_text())
+        if "exported" in said["made_with"]:
+            raise Refusal(f"{folder} holds an exported data set; name a new folder")
         # What a world did not have when the set was begun is in it what it is by default.
         then = said["made_with"] | {"world": None} | json.loads(json.dumps(asdict(World()))) | said["made_with"]["world"]
         now = made_with | {"world": None} | made_with["world"]
@@ -139,7 +147,7 @@ def _claim(folder: Path, made_with: dict, pairs: int) -> bool:
             raise Refusal(f"{folder} was made with other arguments: {told}. Name a new folder")
         if pairs < said["pairs"]:
             raise Refusal(f"{folder} has {said['pairs']} pairs, more than {pairs}; name a new folder")
-        if said["digest"] and said["digest"] != _set_digest(folder):
+        if said["digest"] and said["digest"] != set_digest(folder):
             raise Refusal(f"{folder}: its files are not those that were written; name a new folder")
         if said["digest"] and pairs == said["pairs"]:
             return False
@@ -162,7 +170,7 @@ def write_pairs(folder: Path, world: World, drawings: Path, seed: int, side: int
     with ProcessPoolExecutor(jobs or os.cpu_count(), initializer=_die_with_parent) as pool, tqdm(total=pairs, unit="pair") as bar:
         for done in pool.map(write, shards):
             bar.update(done)
-    whole = {"made_with": made_with, "pairs": pairs, "digest": _set_digest(folder)}
+    whole = {"made_with": made_with, "pairs": pairs, "digest": set_digest(folder)}
     write_text(folder / "dataset.json", json.dumps(whole, indent=1) + "\n")
 
 
@@ -173,26 +181,27 @@ def _set_faults(folder: Path) -> Iterator[str]:
         return
     said = json.loads(said_in.read_text())
     found = sum(len(manifest.read_text().splitlines()) for manifest in folder.glob("shard-*/manifest.jsonl"))
-    if found != said["pairs"]:
+    if "exported" not in said["made_with"] and found != said["pairs"]:
         yield f"{said_in}: {said['pairs']} pairs are to be there, {found} are; `make` with the same arguments finishes it"
-    elif _set_digest(folder) != said["digest"]:
+    elif set_digest(folder) != said["digest"]:
         yield f"{said_in}: the files are not those that were written: one was changed, swapped, lost or added"
 
 
-def validate(path: Path) -> Iterator[str]:
-    """What is wrong with a data set, one line for each fault."""
+def validate(path: Path, survey: Survey | None = None) -> Iterator[str]:
+    """What is wrong with a data set, one line for each fault. The survey is told of pictures that can be read."""
     yield from _set_faults(path)
     seen, sound = {}, []
-    for pair in each_pair(path):
-        if isinstance(pair, Refusal):
-            yield str(pair)
-            continue
-        sound.append(pair)
-        if (other := seen.setdefault(pair.get("id", pair["where"]), pair["where"])) != pair["where"]:
-            yield f"{pair['where']}: id {pair['id']} stands twice, first in {other}"
-        for fault in _faults(pair):
-            yield f"{pair['where']}: {fault}"
-    yield from picture_faults(sound)
+    for split, files in splits(path).items():
+        for pair in each_pair(files):
+            if isinstance(pair, Refusal):
+                yield str(pair)
+                continue
+            sound.append(pair)
+            if (other := seen.setdefault((split, pair.get("id", pair["where"])), pair["where"])) != pair["where"]:
+                yield f"{pair['where']}: id {pair['id']} stands twice, first in {other}"
+            for fault in _faults(pair):
+                yield f"{pair['where']}: {fault}"
+    yield from picture_faults(sound, survey or Survey())
 
 
 def _faults(record: dict) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor
 
 from .files import Refusal
-from .pair_files import Picture, open_picture
+from .pictures import Picture, open_picture
 from .tokenizer import REWARD_TOKEN
 
 # Stands for the prompt while the template is rendered: private-use characters, which no template looks at.

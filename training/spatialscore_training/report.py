@@ -16,10 +16,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from PIL import Image
 
 from .evaluate import percent
 from .files import command, keep_apart
+from .pictures import open_picture, picture_named
 
 SHOWN = 4
 """Pairs of each data set on the page of examples, half of them the gravest mistakes."""
@@ -75,7 +75,7 @@ def draw_examples(one: Measured, path: Path) -> None:
     for row, pair in zip(axes, shown):
         for axis, name in zip(row, ("kept", "broken")):
             score = pair[name]
-            axis.imshow(Image.open(score["picture"]).convert("RGB"))
+            axis.imshow(open_picture(picture_named(score["picture"])))
             axis.set_axis_off()
             spread = f" ± {score['stddev']:.2f}" if score["stddev"] is not None else ""
             axis.text(0.5, -0.06, f"{'keeps' if name == 'kept' else 'breaks'} it: {score['mean']:+.2f}{spread}",

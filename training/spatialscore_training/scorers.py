@@ -5,7 +5,7 @@ from math import exp
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
 
-from .pair_files import Picture, picture_bytes
+from .pictures import Picture, picture_bytes
 
 
 class Item(NamedTuple):

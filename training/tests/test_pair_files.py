@@ -8,7 +8,8 @@ from PIL import Image
 
 from spatialscore_training.files import Refusal
 from spatialscore_training.manifest import validate
-from spatialscore_training.pair_files import check_pictures, open_picture, pairs_digest, read_pairs
+from spatialscore_training.pair_files import check_pictures, pairs_digest, read_pairs
+from spatialscore_training.pictures import open_picture
 
 
 @pytest.fixture
@@ -65,8 +66,11 @@ def test_what_holds_no_pairs_is_refused(pictures):
     (pictures / "mine.jsonl").write_text("\n")
     with pytest.raises(Refusal, match="there are no pairs in it"):
         list(read_pairs(pictures))
-    with pytest.raises(Refusal, match="no pairs here"):
+    with pytest.raises(Refusal, match="nowhere: no such file or folder"):
         list(read_pairs(pictures / "nowhere"))
+    (pictures / "empty").mkdir()
+    with pytest.raises(Refusal, match="no pairs here"):
+        list(read_pairs(pictures / "empty"))
     (pictures / "mine.jsonl").write_text(json.dumps(PAIR) + "\n{\n")
     with pytest.raises(Refusal, match="mine.jsonl:2: not JSON"):
         list(read_pairs(pictures))
