@@ -6,8 +6,8 @@
     spatialscore-train-reward more out2 --init out/best            a second stage, with adapter and head of the first
     spatialscore-train-reward pairs out --base FOLDER --set pixels=12544 --steps 8    a try on a small base
 
-PAIRS is a data set of `spatialreward-data`, or your own: JSON lines, JSON or Parquet with prompt, chosen, rejected and,
-where there are any, confidence, tie and source. The server reads OUT/best and OUT/last, of which each evaluation writes
+PAIRS is a data set of `spatialreward-data`, or your own: a file or a folder with prompt, chosen, rejected and, where there
+are any, confidence, tie and source, in one of the forms that training/README.md names. The server reads OUT/best and OUT/last, of which each evaluation writes
 one. A run that was stopped, however it was, goes on with the same command and ends with the bits of one that was not.
 """
 
