@@ -277,6 +277,24 @@ async fn what_a_model_scored_before_it_failed_is_forgotten_and_it_wakes_only_as_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_the_queue_after_its_model_went_is_refused_though_waking_it_was_tried() {
+    let ((engine, _lifeline, manager), devices) = engine(&["other", "gone"], &[], Onlookers::default());
+    let rgb8 = Bytes::from(vec![7; (SIDE * SIDE * 3) as usize]);
+    // A call whose picture is still being prepared when its model is taken out of service.
+    let models = engine.models().named(&["gone".to_owned()]).unwrap();
+    let claim = Claim::default();
+    let picture = Picture::Raw { width: SIDE, height: SIDE, rgb8 };
+    let item = engine.admit(&models, Item::new(PROMPT, picture), &claim).await.unwrap();
+    let permits = engine.queue().reserve(&claim, &item.costs().collect::<Vec<_>>()).unwrap();
+    devices[1].drift(0.25);
+    let tester = Arc::clone(&manager);
+    soon(tokio::task::spawn_blocking(move || tester.test_again())).await.unwrap();
+    assert!(manager.wake("gone").is_err(), "it is not what it was");
+    let told = soon(engine.score(item, permits, &claim)).await.pop().unwrap();
+    assert!(told.is_err(), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_model_within_the_bound_serves_on() {
     let ((engine, _lifeline, manager), devices) =
         engine(&["bound"], &[("selftest.tolerance", "0.5")], Onlookers::default());

@@ -376,8 +376,9 @@ impl<S: Scorer + Send + 'static> ModelManager<S> {
                 )));
             }
         }
-        self.queue.admit_model(id);
         self.install(id, &makers)?;
+        // Not before: what came for it meanwhile would wait for ever where it could not be woken.
+        self.queue.admit_model(id);
         Ok(())
     }
 }
