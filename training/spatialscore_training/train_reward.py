@@ -7,8 +7,9 @@
     spatialscore-train-reward pairs out --base FOLDER --set pixels=12544 --steps 8    a try on a small base
 
 PAIRS is a data set of `spatialreward-data`, or your own: a file or a folder with prompt, chosen, rejected and, where there
-are any, confidence, tie and source, in one of the forms that training/README.md names. The server reads OUT/best and OUT/last, of which each evaluation writes
-one. A run that was stopped, however it was, goes on with the same command and ends with the bits of one that was not.
+are any, confidence, tie and source, in one of the forms that training/README.md names. The server reads OUT/best and
+OUT/last, of which each evaluation writes one. A run that was stopped, however it was, goes on with the same command and ends
+with the bits of one that was not.
 """
 
 import argparse
