@@ -12,7 +12,6 @@ pictures serves as well. A set that has no drawing of a kind lends one from the 
 A style may name a look behind a `~`: `google~grey` is the same drawings without colour.
 """
 
-import colorsys
 import json
 import subprocess
 import tarfile
@@ -136,15 +135,39 @@ def _from_svg(style: str, folder: Path) -> list[tuple[str, bytes]]:
 
 # Looks: other colours of the same drawings
 
+def _to_hls(rgb: np.ndarray) -> np.ndarray:
+    """`colorsys.rgb_to_hls` of many colours, [n, 3]: its numbers to the bit."""
+    most, least = rgb.max(1), rgb.min(1)
+    total, span = most + least, most - least
+    coloured = span > 0
+    light = total / 2
+    saturation = np.divide(span, np.where(light <= 0.5, total, 2.0 - most - least), where=coloured, out=np.zeros_like(span))
+    red, green, blue = np.divide(most[:, None] - rgb, span[:, None], where=coloured[:, None], out=np.zeros_like(rgb)).T
+    hue = np.where(rgb[:, 0] == most, blue - green, np.where(rgb[:, 1] == most, 2.0 + red - blue, 4.0 + green - red))
+    return np.stack([hue / 6.0 % 1.0, light, saturation], 1)
+
+
+def _to_rgb(hls: np.ndarray) -> np.ndarray:
+    """`colorsys.hls_to_rgb` of many colours, [n, 3]: its numbers to the bit."""
+    hue, light, saturation = hls.T
+    high = np.where(light <= 0.5, light * (1.0 + saturation), light + saturation - light * saturation)
+    low = 2.0 * light - high
+
+    def channel(hue: np.ndarray) -> np.ndarray:
+        hue = hue % 1.0
+        rising, falling = low + (high - low) * hue * 6.0, low + (high - low) * (2 / 3 - hue) * 6.0
+        return np.where(hue < 1 / 6, rising, np.where(hue < 0.5, high, np.where(hue < 2 / 3, falling, low)))
+
+    return np.stack([channel(hue + 1 / 3), channel(hue), channel(hue - 1 / 3)], 1)
+
+
 def _in_hls(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], Image.Image]:
     """A change of the colours, [n, 3] of hue, lightness and saturation from 0 to 1."""
 
     def look(image: Image.Image) -> Image.Image:
         pixels = np.asarray(image).copy()
-        colours, which = np.unique(pixels[..., :3].reshape(-1, 3), axis=0, return_inverse=True)
-        hls = change(np.array([colorsys.rgb_to_hls(*(colour / 255)) for colour in colours]))
-        changed = np.array([colorsys.hls_to_rgb(*colour) for colour in hls])
-        pixels[..., :3] = np.round(255 * changed)[which.ravel()].reshape(pixels[..., :3].shape)
+        hls = change(_to_hls(pixels[..., :3].reshape(-1, 3) / 255))
+        pixels[..., :3] = np.round(255 * _to_rgb(hls)).reshape(pixels[..., :3].shape)
         return Image.fromarray(pixels)
 
     return look

@@ -71,6 +71,7 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGenera
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(mini_config(tokenizer))
     model.model.language_model.config._attn_implementation = "spans"
+    model.model.visual.config._attn_implementation = "flash_pictures"
     model.rm_head = reward_head(model.config.text_config.hidden_size)
     depth = model.config.text_config.num_hidden_layers
     with torch.no_grad():
@@ -237,7 +238,16 @@ def _attend_in_spans(module, query: Tensor, key: Tensor, value: Tensor, spans: S
     return out, None
 
 
+def _attend_in_pictures(module, query, key, value, attention_mask, scaling: float, cu_seq_lens_q: Tensor, **_):
+    """The vision tower's attention in transformers' form, heads first. Pictures are of one size here, so one call does for
+    all; `flash` in its name is what has transformers ask for all at once."""
+    pictures = lambda x: x[0].unflatten(1, (len(cu_seq_lens_q) - 1, -1)).transpose(0, 1)
+    told = F.scaled_dot_product_attention(*(pictures(x.to(value.dtype)) for x in (query, key, value)), scale=scaling)
+    return told.transpose(1, 2).flatten(0, 1)[None], None
+
+
 AttentionInterface.register("spans", _attend_in_spans)
+AttentionInterface.register("flash_pictures", _attend_in_pictures)
 
 
 def read(model: Qwen2_5_VLForConditionalGeneration, visual: Tensor, ids: Tensor, positions: Tensor, spans: Tensor):

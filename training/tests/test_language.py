@@ -1,5 +1,6 @@
 """The grammar: that what it says is what the clause claims, by a reader that knows neither relations nor phrasings."""
 
+import colorsys
 import hashlib
 import json
 import random
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from spatialscore_training import evaluate, goals, language
-from spatialscore_training.drawings import LOOKS, STYLES, kinds
+from spatialscore_training.drawings import LOOKS, STYLES, _to_hls, _to_rgb, kinds
 from spatialscore_training.files import Refusal
 from spatialscore_training.manifest import validate, write_pairs
 from spatialscore_training.pair_files import read_pairs
@@ -221,6 +222,14 @@ def test_looks_change_colours_and_nothing_else(drawings):
         assert image.getpixel((1, 1)) == plain.getpixel((1, 1)) and image.tobytes() != plain.tobytes()
     grey = drawings.scaled("cat", "google~grey", 40, 40).getpixel((20, 20))
     assert max(grey[:3]) - min(grey[:3]) <= 1
+
+
+def test_colours_turn_as_colorsys_turns_them():
+    rgb = np.random.default_rng(0).integers(0, 256, (3000, 3))
+    rgb = np.concatenate([rgb, [(0, 0, 0), (255, 255, 255), (9, 9, 9), (255, 0, 0), (0, 255, 0), (0, 0, 255), (7, 7, 8)]]) / 255
+    hls = np.array([colorsys.rgb_to_hls(*colour) for colour in rgb])
+    assert np.array_equal(_to_hls(rgb), hls)
+    assert np.array_equal(_to_rgb(hls), np.array([colorsys.hls_to_rgb(*colour) for colour in hls]))
 
 
 def test_the_goals_prompts_say_the_clause(drawings):

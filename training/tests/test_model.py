@@ -100,22 +100,23 @@ def test_patches_are_the_image_processors(batch):
 
 
 @torch.no_grad()
-def test_prompts_packed_are_as_alone(batch, tokenizer):
+def test_prompts_packed_and_pictures_together_are_as_alone(batch, tokenizer):
     model = new_model(tokenizer, 0).eval()
     hidden = read(model, look(model, batch.pictures)[0], batch.ids, batch.positions, batch.spans)[-1]
     grid = SIDE // 14
     start = int(batch.spans[0, 0])  # the end of the common frame
-    first, last = int(batch.reward[0, 1]) + 1, int(batch.reward[0, 2])
-    ids = torch.cat([batch.ids[:1, :start], batch.ids[:1, first : last + 1]], dim=1)
-    model.model.language_model.config._attn_implementation = "sdpa"
+    first, last = int(batch.reward[1, 1]) + 1, int(batch.reward[1, 2])
+    ids = torch.cat([batch.ids[1:, :start], batch.ids[1:, first : last + 1]], dim=1)
+    for part in (model.model.language_model, model.model.visual):
+        part.config._attn_implementation = "sdpa"
     alone = model.model(
         input_ids=ids,
-        pixel_values=patches(batch.pictures[:1]),
+        pixel_values=patches(batch.pictures[1:]),
         image_grid_thw=torch.tensor([[1, grid, grid]]),
         mm_token_type_ids=(ids == model.config.image_token_id).int(),
         use_cache=False,
     ).last_hidden_state[0, -1]
-    assert torch.allclose(hidden[0, last], alone, atol=1e-4)
+    assert torch.allclose(hidden[1, last], alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("trains", ["eyes", "reader", "head", "all"])
