@@ -59,8 +59,9 @@ def headless(folder: Path) -> Path:
 def with_source(pairs: Path) -> Path:
     """The same pairs with a grey picture before both."""
     found = pairs.with_name(f"{pairs.name}-edits.jsonl")
-    Image.new("RGB", (224, 224), (128, 128, 128)).save(pairs.with_name("grey.png"))
-    lines = [{"prompt": p["prompt"], "chosen": p["kept"], "rejected": p["broken"], "source": str(pairs.with_name("grey.png").resolve())} for p in read_pairs(pairs)]
+    grey = pairs.with_name("grey.png")
+    Image.new("RGB", (224, 224), (128, 128, 128)).save(grey)
+    lines = [{"prompt": p["prompt"], "chosen": p["kept"], "rejected": p["broken"], "source": str(grey.resolve())} for p in read_pairs(pairs.resolve())]
     found.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return found
 
