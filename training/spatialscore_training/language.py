@@ -13,10 +13,13 @@ from importlib.resources import files
 from zlib import crc32
 
 from .drawings import kinds
+from .files import digest
 from .prompts import HELD_OUT, PHRASINGS, Mention, Prompt
 from .relations import Clause, arity
 
 GRAMMAR = tomllib.loads((files(__package__) / "grammar.toml").read_text())
+WRITTEN_WITH = digest((files(__package__) / name).read_bytes() for name in ("grammar.toml", "kinds.tsv"))
+"""Of the grammar's phrasings and the kinds' names: with others the same arguments give other prompts."""
 SHAPES = {1: "one", 2: "two", 3: "three"}
 KINDS = kinds()
 A_BEFORE_VOWEL = re.compile(r"uni|use|ufo|eu|one")

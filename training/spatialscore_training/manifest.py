@@ -36,6 +36,7 @@ from tqdm import tqdm
 from .data_sets import splits
 from .drawings import Drawings, drawings_digest
 from .files import Refusal, digest, keep_apart, tries, write_text
+from .language import WRITTEN_WITH
 from .pair_files import each_pair, picture_faults
 from .pairs import Pair, new_pair
 from .relations import EVERY, Clause, Thing, verdict
@@ -163,6 +164,8 @@ def write_pairs(folder: Path, world: World, drawings: Path, seed: int, side: int
     keep_apart(folder, drawings=drawings)
     made_with = {"generator": GENERATOR, "seed": seed, "side": side, "world": asdict(world)}
     made_with["drawings"] = drawings_digest(drawings, world.words, world.styles)
+    if world.grammar:
+        made_with["written_with"] = WRITTEN_WITH
     if not _claim(folder, made_with, pairs):
         return
     shards = range((pairs + SHARD - 1) // SHARD)

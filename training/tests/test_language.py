@@ -224,6 +224,16 @@ def test_looks_change_colours_and_nothing_else(drawings):
     assert max(grey[:3]) - min(grey[:3]) <= 1
 
 
+def test_a_set_is_not_gone_on_with_by_another_grammar(folder, tmp_path, monkeypatch):
+    written = replace(FULL, grammar=0.5)
+    write_pairs(tmp_path / "by grammar", written, folder, seed=5, side=112, pairs=2, jobs=1)
+    write_pairs(tmp_path / "by none", FULL, folder, seed=5, side=112, pairs=2, jobs=1)
+    monkeypatch.setattr("spatialscore_training.manifest.WRITTEN_WITH", "sha256:another")
+    with pytest.raises(Refusal, match="written_with was sha256:.*, is now sha256:another"):
+        write_pairs(tmp_path / "by grammar", written, folder, seed=5, side=112, pairs=3, jobs=1)
+    write_pairs(tmp_path / "by none", FULL, folder, seed=5, side=112, pairs=3, jobs=1)
+
+
 def test_colours_turn_as_colorsys_turns_them():
     rgb = np.random.default_rng(0).integers(0, 256, (3000, 3))
     rgb = np.concatenate([rgb, [(0, 0, 0), (255, 255, 255), (9, 9, 9), (255, 0, 0), (0, 255, 0), (0, 0, 255), (7, 7, 8)]]) / 255
