@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+# An environment whose packages could not be fetched is not there, whatever its stamp says.
+.DELETE_ON_ERROR:
 PYTHON ?= python3
 
 # libjpeg's assembly is built where there is nasm; without it JPEG is decoded by plain C, in twice the time.

@@ -7,8 +7,9 @@
     accelerate launch -m spatialscore_training.train   several devices or hosts, each with batches of its own
 
 Stages: the vision tower learns what lies under each of its tokens (`eyes`); meanwhile the decoder learns to read prompts
-over visual tokens made from the generator's truth (`reader`); then the two are joined, and the reward head (`head`), or
-the whole (`all`), learns on pictures, where a stage duels by the paper's Gaussian Bradley-Terry loss on pairs.
+over visual tokens made from the generator's truth (`reader`), and at last over those that the eyes give; then the reward
+head (`head`), or the whole (`all`), learns on pictures, where a stage duels by the paper's Gaussian Bradley-Terry loss on
+pairs.
 
 A run's folder holds a state for each stage (weights, optimiser, step), its learning curve as CSV, PNG and TensorBoard.
 What is random depends on the step alone. A stage that is stopped goes on exactly where its last state was written.
@@ -66,6 +67,8 @@ class Stage:
     """The greatest learning rate of AdamW."""
     side: int = 224
     duel: bool = False
+    seen: bool = False
+    """Whether a `reader` stage is over what the eyes see, faults and all, in place of true visual tokens."""
     final: float = 0.05
     """The learning rate at the end, as a share of the greatest."""
     warmup: int = 100
@@ -108,7 +111,7 @@ def _check(state: dict, path: Path, stage: Stage, drawings: Path, seed: int) -> 
     then, now = json.loads(state.get("made_with", "{}")), json.loads(made_with(stage, drawings, seed))
     if "world" in then:
         # What a world or a stage did not have at the time is what it is by default.
-        then = {"start": ""} | then | {"world": json.loads(json.dumps(asdict(World()))) | then["world"]}
+        then = {"start": "", "seen": False} | then | {"world": json.loads(json.dumps(asdict(World()))) | then["world"]}
     if differing := [key for key in now if then.get(key) != now[key]]:
         told = "; ".join(f"{key} was {then.get(key)}, is now {now[key]}" for key in differing)
         raise Refusal(f"{path} was made otherwise: {told}. Name another --run")
@@ -143,8 +146,9 @@ class Trainer:
         vectors = [p for p in every if p.requires_grad and p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), fused=True)
+        self.looks = stage.trains != "reader" or stage.seen
         self.lessons = Lessons(
-            stage.world, stage.side, stage.rows, stage.prompts, stage.duel, stage.trains != "reader", self.tokenizer, drawings, f"{seed}:{stage.name}"
+            stage.world, stage.side, stage.rows, stage.prompts, stage.duel, self.looks, self.tokenizer, drawings, f"{seed}:{stage.name}"
         )
         if stage.trains == "eyes" and not (stage.after or stage.start):
             whiten(self.model, torch.cat([self.lessons[-i].pictures for i in range(1, 9)]).to(device))
@@ -200,10 +204,10 @@ class Trainer:
         """The stage's loss on a batch, and the figures to watch."""
         words = names(self.model, self.tokenizer)
         loss, figures = torch.zeros((), device=self.device), {}
-        if self.stage.trains == "reader":
-            visual = self._imagine(words.detach(), batch)
-        else:
+        if self.looks:
             visual, blocks = look(self.model, batch.pictures)
+        else:
+            visual = self._imagine(words.detach(), batch)
         if self.stage.trains in ("eyes", "all"):
             loss, figures = losses.seeing(visual, blocks, words[: self.stage.world.kinds].detach(), self.tutor, batch)
         if self.stage.trains != "eyes":

@@ -135,6 +135,16 @@ def test_a_stage_resumes_bit_for_bit(trains, world, folder, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_a_reader_reads_what_the_eyes_see(folder, tmp_path, monkeypatch):
+    stage = Stage("try", "reader", WORLD, steps=2, rows=2, prompts=2, rate=1e-3, side=SIDE, seen=True)
+    trainer = Trainer(stage, tmp_path, folder, 0, Accelerator(cpu=True))
+    monkeypatch.setattr(trainer, "_imagine", lambda *_: pytest.fail("these tokens are made of the truth"))
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.advance(trainer.lessons[0])
+    changed = {name.split(".")[1] for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert "language_model" in changed and "visual" not in changed
+
+
 RECIPE = """
 [world]
 kinds = 16
