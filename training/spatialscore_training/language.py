@@ -1,8 +1,8 @@
 """Clauses as benchmarks and people say them, by the grammar in `grammar.toml`.
 
 `prompts` has a fixed list of sentences for each relation; here sentences and bare noun phrases are put together from the
-relation's places and the shapes that all relations share, with adjectives before any noun, other words for a kind, openers,
-asides, and clauses that are denied. A tenth of the phrasings and the last adjectives are held out of training.
+relation's places and the shapes that all relations share, with adjectives before any noun, other words for a kind, names in the
+plural, openers, asides, and clauses that are denied. A tenth of the phrasings and the last adjectives are held out of training.
 """
 
 import random
@@ -24,6 +24,19 @@ SHAPES = {1: "one", 2: "two", 3: "three"}
 KINDS = kinds()
 A_BEFORE_VOWEL = re.compile(r"uni|use|ufo|eu|one")
 AN_BEFORE = re.compile(r"[aeiou]|hour")
+
+
+IRREGULAR = {"knife": "knives", "wolf": "wolves", "leaf": "leaves", "loaf": "loaves", "mouse": "mice"}
+IRREGULAR |= {name: f"{name}es" for name in ("tomato", "potato", "mango")}
+IRREGULAR |= {name: name for name in ("sheep", "fish", "deer", "shrimp", "squid", "aircraft")}
+
+
+def plural(name: str) -> str:
+    """Of a kind's name: "cactuses", "slices of pizza"."""
+    head, of, rest = name.partition(" of ")
+    before, space, noun = head.rpartition(" ")
+    noun = IRREGULAR.get(noun) or (re.sub("y$", "ies", noun) if re.search("[^aeiou]y$", noun) else noun + ("es" if re.search("(s|x|ch|sh)$", noun) else "s"))
+    return before + space + noun + of + rest
 
 
 def article(word: str) -> str:
@@ -67,6 +80,10 @@ def _is_held_out(phrase: str, late: set[str]) -> bool:
     return phrase in late or crc32(phrase.encode()) % 10 == 0
 
 
+PLURAL = {r"\bis\b|\{is\}": "are", r"\bhas\b": "have", r"\bit\b": "them", r"\bnot a\b": "not any"}
+"""What a phrasing says otherwise of names in the plural."""
+
+
 class _Writer:
     """Writes a prompt and keeps account of what stands where."""
 
@@ -77,6 +94,7 @@ class _Writer:
         self.known_adjectives = nouns["adjectives"][cut:] if held_out else nouns["adjectives"][:cut]
         self.determiner = rng.choice(nouns["determiners"])
         self.british = rng.random() < 0.3
+        self.plural = False
         self.text, self.known, self.mentions, self.subject = "", set(), [], None
 
     def noun(self, kind: str, with_article: bool = True) -> None:
@@ -84,12 +102,15 @@ class _Writer:
         self.known.add(kind)
         names = KINDS[kind].synonyms
         name = rng.choice(names) if names and rng.random() < 0.3 else kind
+        name = plural(name) if self.plural else name
         words = []
         if rng.random() < self.adjectives:
             words = rng.sample(self.known_adjectives, 2 if rng.random() < 0.15 else 1)
         determiner = self.determiner
         if determiner == "first":
             determiner = "a" if first else "the"
+        if self.plural and determiner in ("a", "one"):
+            determiner = ""
         if determiner == "a":
             determiner = article((words or [name])[0])
         before = " ".join(([determiner] if determiner and with_article else []) + words)
@@ -105,6 +126,9 @@ class _Writer:
         if self.british:
             for american, british in GRAMMAR["spelling"].items():
                 phrase = re.sub(rf"\b{american}\b", british, phrase)
+        if self.plural:
+            for one, many in PLURAL.items():
+                phrase = re.sub(one, many, phrase)
         names = dict(zip("abc", clause.about))
         if pronoun and clause.about and clause.about[0] == self.subject and phrase.startswith("{a} {is}"):
             phrase = "it" + phrase[3:]
@@ -128,6 +152,7 @@ def write(rng: random.Random, clauses: tuple[Clause, ...], adjectives: float = 0
     form = "bare" if rng.random() < (0.5 if len(clauses) <= 3 else 0.15) else "said"
     openers, joints = GRAMMAR["openers"][form], GRAMMAR["openers"][f"joints_{form}"]
     writer.text = rng.choice(openers)
+    writer.plural = form == "bare" and rng.random() < 0.08
     ends = []
     for i, clause in enumerate(clauses):
         if i:

@@ -261,8 +261,9 @@ def family(relation: str) -> str:
 def verdict(clause: Clause, things: Things) -> bool | None:
     """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None).
 
-    A clause about a thing that is missing, or cut off, is broken, be it denied or not. About one that is there twice it is broken where
-    it is so of either, and otherwise too close to call.
+    A clause about a thing that is missing, or cut off, is broken, be it denied or not. So is one about the place of a thing that is
+    there twice: else a picture full of both things kept most prompts. Whether such a thing is there, or is not in a place, is
+    broken where it is so of either, and otherwise too close to call.
     """
     index: dict[str, list[int]] = {}
     for i, thing in enumerate(things):
@@ -273,7 +274,9 @@ def verdict(clause: Clause, things: Things) -> bool | None:
     said = [EVERY[clause.relation](things, *which) for which in product(*(index.get(kind, ()) for kind in clause.about))]
     if not said or False in said:
         return False
-    return True if said == [True] else None
+    if len(said) > 1:
+        return None if clause.relation == "there" or clause.relation.startswith("not_") else False
+    return said[0]
 
 
 def clauses_about(kinds: Iterable[str], relation: str) -> list[Clause]:

@@ -56,7 +56,7 @@ class World:
     """How often a twin lacks a thing, has another kind in its place, has it twice, or cuts it off; and how often a clause is broken
     because the picture lacks what it names."""
     doubled: float = 0.0
-    """How often a scene has a thing twice or three times."""
+    """How often a scene has one thing, or two, twice or three times."""
     looks: tuple[str, ...] = ()
     """The looks in which half of the scenes have their drawings (`drawings.LOOKS`)."""
     shadows: tuple[float, ...] = ()
@@ -196,7 +196,7 @@ def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
         if world.looks and rng.random() < 0.5:
             style += f"~{rng.choice(world.looks)}"
         if world.doubled and rng.random() < world.doubled:
-            words += [rng.choice(words)] * rng.choice((1, 1, 2))
+            words += [word for word in rng.sample(words, rng.choice((1, 1, 2))) for _ in range(rng.choice((1, 1, 2)))]
         things: list[Thing] = []
         for word in words:
             width, height = drawings.shape(word, style)

@@ -90,6 +90,17 @@ def test_what_is_held_out_is_never_trained_on():
     assert not any(re.search(rf"\b{word}\b", said[False]) for word in last) and all(word in said[True] for word in last)
 
 
+def test_names_stand_in_the_plural_too():
+    names = ("cat", "slice of pizza", "wine glass", "cherry", "key", "kitchen knife", "box", "cactus", "wolf", "bunny", "potato", "torch")
+    many = ("cats", "slices of pizza", "wine glasses", "cherries", "keys", "kitchen knives", "boxes", "cactuses", "wolves", "bunnies", "potatoes", "torches")
+    assert tuple(map(language.plural, names)) == many
+    clause = Clause("left_of", ("cat", "dog"))
+    said = [language.write(random.Random(i), (clause,), 0.0).text.lower() for i in range(4000)]
+    said = [text for text in said if re.search(r"\b(cats|kittens)\b", text)]
+    assert 80 < len(said) < 250 and all(re.search(r"\b(dogs|puppies)\b", text) for text in said)
+    assert not any(re.search(r"\b(is|it|has)\b|\b(an?|one) (cat|kitten|dog|pupp)", text) for text in said)
+
+
 def test_prompts_say_where_their_names_are():
     for seed in range(600):
         rng = random.Random(seed)
@@ -97,7 +108,8 @@ def test_prompts_say_where_their_names_are():
         prompt = language.write(rng, clauses)
         assert len(prompt.mentions) >= 3 and len(prompt.ends) == 3
         for mention in prompt.mentions:
-            assert prompt.text[mention.start : mention.end].lower() in (mention.kind, *kinds()[mention.kind].synonyms)
+            names = (mention.kind, *kinds()[mention.kind].synonyms)
+            assert prompt.text[mention.start : mention.end].lower() in (*names, *map(language.plural, names))
         assert all(prompt.text[end : end + 1] in ("", ".", ",", ";", " ", '"') for end in prompt.ends)
         assert "  " not in prompt.text and " ," not in prompt.text and "{" not in prompt.text
         for article, word in re.findall(r"\b([Aa]n?) (\w+)", prompt.text):
@@ -113,7 +125,10 @@ def test_prompts_say_where_their_names_are():
         ("not_left_of", "ab", [("a", 0.8, 0.5), ("b", 0.2, 0.5)], True),
         ("not_left_of", "ab", [("a", 0.2, 0.5), ("b", 0.8, 0.5)], False),
         ("left_of", "ab", [("a", 0.1, 0.5), ("b", 0.35, 0.5), ("a", 0.6, 0.5), ("b", 0.9, 0.5)], False),
-        ("left_of", "ab", [("a", 0.1, 0.2), ("a", 0.1, 0.8), ("b", 0.9, 0.5)], None),
+        ("left_of", "ab", [("a", 0.1, 0.2), ("a", 0.1, 0.8), ("b", 0.9, 0.5)], False),
+        ("not_left_of", "ab", [("a", 0.9, 0.2), ("a", 0.9, 0.8), ("b", 0.1, 0.5)], None),
+        ("not_left_of", "ab", [("a", 0.9, 0.2), ("a", 0.1, 0.8), ("b", 0.5, 0.5)], False),
+        ("left_half_empty", "", [("a", 0.8, 0.2), ("a", 0.8, 0.8)], True),
         ("there", "a", [("a", 0.2, 0.5)], True),
         ("there", "c", [("a", 0.2, 0.5)], False),
         ("there", "a", [("a", 0.2, 0.5), ("a", 0.8, 0.5)], None),
