@@ -38,6 +38,7 @@ from .batches import Batch, Lessons
 from .curves import plot_curves
 from .drawings import DEFAULT_FOLDER, EVERY_STYLE, drawings_digest, kinds
 from .files import Refusal, beside, command
+from .language import WRITTEN_WITH
 from .model import Tutor, look, names, new_model, read, whiten
 from .relations import EVERY, PLAIN, RULES
 from .scenes import World
@@ -79,12 +80,14 @@ class Stage:
 
 
 def read_recipe(path: Path | None) -> list[Stage]:
-    """The stages of a recipe: a world by default, changed by each stage's own."""
+    """The stages of a recipe: a world by default, with `pictures` where they are looked at, changed by each stage's own."""
     text = (path if path and path.suffix else files(__package__) / f"{path or 'mini'}.toml").read_text()
     recipe = tomllib.loads(text)
     stages = []
     for name, stage in recipe["stages"].items():
-        world = {key: tuple(v) if isinstance(v, list) else v for key, v in (recipe["world"] | stage.pop("world", {})).items()}
+        drawn = recipe.get("pictures", {}) if stage["trains"] != "reader" or stage.get("seen") else {}
+        told = recipe["world"] | drawn | stage.pop("world", {})
+        world = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
         relations = {"plain": PLAIN, "all": tuple(RULES), "every": tuple(EVERY)}[world.pop("relations")]
         stages.append(Stage(name, world=World(relations=relations, **world), after=tuple(stage.pop("after", ())), **stage))
     return stages
@@ -94,6 +97,8 @@ def made_with(stage: Stage, drawings: Path, seed: int) -> str:
     """All that a stage's state depends on but the number of its steps, which may be cut short and gone on from."""
     told = asdict(stage) | {"seed": seed, "drawings": drawings_digest(drawings, stage.world.words, stage.world.styles)}
     del told["steps"]
+    if stage.world.grammar:
+        told["written_with"] = WRITTEN_WITH
     return json.dumps(told, sort_keys=True)
 
 
@@ -109,9 +114,12 @@ def has_ended(stage: Stage, folder: Path, drawings: Path, seed: int) -> bool:
 
 def _check(state: dict, path: Path, stage: Stage, drawings: Path, seed: int) -> None:
     then, now = json.loads(state.get("made_with", "{}")), json.loads(made_with(stage, drawings, seed))
+    if state["step"] >= stage.steps:
+        # A stage that has ended is not taught in other words by a grammar that has grown since.
+        now.pop("written_with", None)
     if "world" in then:
         # What a world or a stage did not have at the time is what it is by default.
-        then = {"start": "", "seen": False} | then | {"world": json.loads(json.dumps(asdict(World()))) | then["world"]}
+        then = {"start": "", "seen": False, "written_with": now.get("written_with")} | then | {"world": json.loads(json.dumps(asdict(World()))) | then["world"]}
     if differing := [key for key in now if then.get(key) != now[key]]:
         told = "; ".join(f"{key} was {then.get(key)}, is now {now[key]}" for key in differing)
         raise Refusal(f"{path} was made otherwise: {told}. Name another --run")

@@ -24,7 +24,7 @@ from spatialscore_training.relations import EVERY, clauses_about
 from spatialscore_training.scenes import World
 from spatialscore_training.start import EMBEDDING, start_from
 from spatialscore_training.tokenizer import BEFORE, BEHIND, kind_ids, train_tokenizer
-from spatialscore_training.train import Stage, Trainer, main, read_recipe
+from spatialscore_training.train import Stage, Trainer, has_ended, main, read_recipe
 
 from test_generator import drawings, folder  # noqa: F401
 from test_language import WIDE
@@ -206,6 +206,18 @@ def test_a_state_made_otherwise_is_refused(folder, tmp_path):
     for other, seed, said in ((stage, 1, "seed was 0, is now 1"), (replace(stage, rate=1e-2), 0, "rate was 0.001, is now 0.01")):
         with pytest.raises(Refusal, match=said):
             begin(other, seed)
+
+
+def test_a_stage_goes_on_in_the_grammar_that_it_began_with(folder, tmp_path, monkeypatch):
+    stage = Stage("try", "head", WIDE, steps=2, rows=2, prompts=2, rate=1e-3, side=SIDE)
+    trainer = Trainer(stage, tmp_path, folder, 0, Accelerator(cpu=True))
+    trainer.save()
+    monkeypatch.setattr("spatialscore_training.train.WRITTEN_WITH", "sha256:another")
+    with pytest.raises(Refusal, match="written_with was sha256:.*, is now sha256:another"):
+        has_ended(stage, tmp_path, folder, 0)
+    trainer.step = stage.steps
+    trainer.save()
+    assert has_ended(stage, tmp_path, folder, 0)
 
 
 def test_two_processes_go_as_one_with_both_their_lessons(folder, tmp_path):
