@@ -137,7 +137,8 @@ def _from_svg(style: str, folder: Path) -> list[tuple[str, bytes]]:
 
 def _to_hls(rgb: np.ndarray) -> np.ndarray:
     """`colorsys.rgb_to_hls` of many colours, [n, 3]: its numbers to the bit."""
-    most, least = rgb.max(1), rgb.min(1)
+    # numpy takes ten times as long for the greatest of three along an axis.
+    most, least = (extreme(extreme(rgb[:, 0], rgb[:, 1]), rgb[:, 2]) for extreme in (np.maximum, np.minimum))
     total, span = most + least, most - least
     coloured = span > 0
     light = total / 2

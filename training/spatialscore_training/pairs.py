@@ -12,7 +12,7 @@ from . import language, prompts
 from .drawings import Drawings
 from .files import tries
 from .prompts import Prompt
-from .relations import Clause, Things, clauses_about, fact, family, verdict
+from .relations import Clause, Things, clauses_about, fact, family, index, verdict
 from .scenes import Scene, World, new_scene, new_twin
 
 
@@ -35,9 +35,10 @@ def verdicts(world: World, *layouts: Things, strangers: tuple[str, ...] = ()) ->
     """For each relation of the world, what each layout says of each of its clauses; of `strangers`, which no layout has, who
     is there is asked alone."""
     kinds = sorted({thing.kind for things in layouts for thing in things})
+    indexed = [(things, index(things)) for things in layouts]
     return {
         relation: {
-            clause: tuple(verdict(clause, things) for things in layouts)
+            clause: tuple(verdict(clause, *layout) for layout in indexed)
             for clause in clauses_about([*kinds, *strangers] if relation in PRESENCE else kinds, relation)
         }
         for relation in world.relations

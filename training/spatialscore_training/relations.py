@@ -258,24 +258,35 @@ def family(relation: str) -> str:
     return denied + next((sort for sort in ("corner", "edge", "empty") if relation.endswith(sort)), relation.removeprefix("not_"))
 
 
-def verdict(clause: Clause, things: Things) -> bool | None:
+Index = dict[str, tuple[int, ...]]
+"""Which things of a layout are of each kind, of those that are there."""
+
+
+def index(things: Things) -> Index:
+    """For many a `verdict` on one layout."""
+    found: dict[str, list[int]] = {}
+    for i, thing in enumerate(things):
+        if thing.there:
+            found.setdefault(thing.kind, []).append(i)
+    return {kind: tuple(which) for kind, which in found.items()}
+
+
+def verdict(clause: Clause, things: Things, indexed: Index | None = None) -> bool | None:
     """Whether the layout keeps the clause (True), breaks it (False), or is too close to call (None).
 
     A clause about a thing that is missing, or cut off, is broken, be it denied or not. So is one about the place of a thing that is
     there twice: else a picture full of both things kept most prompts. Whether such a thing is there, or is not in a place, is
     broken where it is so of either, and otherwise too close to call.
     """
-    index: dict[str, list[int]] = {}
-    for i, thing in enumerate(things):
-        if thing.there:
-            index.setdefault(thing.kind, []).append(i)
-    if clause.relation == "without":
-        return clause.about[0] not in index
-    said = [EVERY[clause.relation](things, *which) for which in product(*(index.get(kind, ()) for kind in clause.about))]
+    indexed = index(things) if indexed is None else indexed
+    relation, about = clause
+    if relation == "without":
+        return about[0] not in indexed
+    said = [EVERY[relation](things, *which) for which in product(*(indexed.get(kind, ()) for kind in about))]
     if not said or False in said:
         return False
     if len(said) > 1:
-        return None if clause.relation == "there" or clause.relation.startswith("not_") else False
+        return None if relation == "there" or relation.startswith("not_") else False
     return said[0]
 
 
