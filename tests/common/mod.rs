@@ -30,6 +30,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// A picture of this shade scores an infinity.
 pub const INFINITE: u8 = 247;
@@ -388,9 +391,13 @@ impl TestServer {
         SpatialScoreServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
     }
 
+    /// Until health says so, which comes last: calls are answered a moment before.
     async fn until_serving(&self) {
-        let mut client = self.client().await;
-        soon(async { while client.get_model(proto::GetModelRequest::default()).await.is_err() {} }).await;
+        let mut health = HealthClient::new(self.channel().await);
+        let watch = HealthCheckRequest::default();
+        let mut watched = soon(health.watch(watch)).await.unwrap().into_inner();
+        let serving = ServingStatus::Serving;
+        while soon(watched.message()).await.unwrap().expect("health is watched on").status() != serving {}
     }
 
     /// Tells the server to stop; the rest of it is what `end` gives.
