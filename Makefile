@@ -224,7 +224,7 @@ train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-
 train-wide: .venv/training/installed .cache/drawings/fetched ## Train what is to follow it, from its weights, resuming where it stood
 	.venv/training/bin/spatialreward-data fetch --styles google twitter fluent fluent3d emojione noto1 fx openmoji
 	$(call HALVES,nice -n 15 $(TRAIN) --recipe wide --run wide)
-	for stage in judge-words judge-wide; do if [ -f .cache/runs/wide/$$stage.pt ]; then .venv/training/bin/python \
+	if [ -f .cache/runs/wide/judge-wide.pt ]; then .venv/training/bin/python \
 	    -m spatialscore_training.export .cache/runs/wide/$$stage.pt .cache/export/$$stage; fi; done
 
 goals: build .venv/test/installed .cache/drawings/fetched ## Measure what people type and policies paint (PAIRS=200 for fewer)

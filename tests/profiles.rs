@@ -68,16 +68,16 @@ impl Model {
     }
 
     /// The scores of items, each alone, which are the same in one batch.
-    fn scores(&mut self, items: Vec<Item>) -> Vec<Score> {
+    fn scores(&mut self, items: Vec<Item>, scale: Scale) -> Vec<Score> {
         let samples: Vec<Sample> = items.into_iter().map(|item| self.sample(item)).collect();
         let alone: Vec<Score> =
             samples.iter().flat_map(|sample| self.model.score(&[sample]).unwrap()).collect();
         let together = self.model.score(&samples.iter().collect::<Vec<_>>()).unwrap();
         for (alone, together) in alone.iter().zip(&together) {
-            near(together.mean, alone.mean, ROUNDING);
+            same(together.mean, alone.mean, scale);
             assert_eq!(alone.components.len(), together.components.len());
             for (alone, together) in alone.components.iter().zip(&together.components) {
-                near(together.mean, alone.mean, ROUNDING);
+                same(together.mean, alone.mean, scale);
             }
         }
         alone
@@ -93,28 +93,43 @@ fn tell(test: &str) {
     println!("{test}: worst {:.1e} of the reference", WORST.get());
 }
 
+/// What the difference of two numbers is measured by.
+type Scale = fn(f64) -> f64;
+
+fn of_number(wanted: f64) -> f64 {
+    wanted.abs().max(0.1)
+}
+
+/// A probability is as near as its logarithm is, which is a difference of logits.
+fn of_share(wanted: f64) -> f64 {
+    wanted * wanted.ln().abs().max(1.0)
+}
+
+/// The logarithm of odds is a difference, and near nought no nearer than what it is the difference of.
+fn of_odds(wanted: f64) -> f64 {
+    wanted.abs().max(1.0)
+}
+
 #[track_caller]
-fn near(got: f32, wanted: f32, tolerance: f64) {
-    let (got, wanted) = (f64::from(got), f64::from(wanted));
-    assert!((got - wanted).abs() <= tolerance * wanted.abs().max(0.1), "{got} is not {wanted}");
+fn same(together: f32, alone: f32, scale: Scale) {
+    let (together, alone) = (f64::from(together), f64::from(alone));
+    assert!((together - alone).abs() <= ROUNDING * scale(alone), "{together} is not {alone}");
 }
 
 #[track_caller]
 fn near_number(got: f32, wanted: &Value) {
-    let wanted = wanted.as_f64().unwrap();
-    near_reference(got, wanted, wanted.abs().max(0.1));
+    near_reference(got, wanted, of_number);
 }
 
-/// A probability is as near as its logarithm is, which is a difference of logits.
 #[track_caller]
 fn near_share(got: f32, wanted: &Value) {
-    let wanted = wanted.as_f64().unwrap();
-    near_reference(got, wanted, wanted * wanted.ln().abs().max(1.0));
+    near_reference(got, wanted, of_share);
 }
 
 #[track_caller]
-fn near_reference(got: f32, wanted: f64, scale: f64) {
-    let off = (f64::from(got) - wanted).abs() / scale;
+fn near_reference(got: f32, wanted: &Value, scale: Scale) {
+    let wanted = wanted.as_f64().unwrap();
+    let off = (f64::from(got) - wanted).abs() / scale(wanted);
     assert!(off <= TOLERANCE, "{got} is not {wanted}");
     WORST.set(WORST.get().max(off));
 }
@@ -146,8 +161,8 @@ fn hpsv3_scores_as_its_reference_from_one_file_on_its_base() {
             "{wanted}"
         );
     }
-    for (score, wanted) in model.scores(items.iter().map(|wanted| item(wanted)).collect()).iter().zip(&items)
-    {
+    let scores = model.scores(items.iter().map(|wanted| item(wanted)).collect(), of_number);
+    for (score, wanted) in scores.iter().zip(&items) {
         near_number(score.mean, &wanted["mean"]);
         near_number(score.stddev.unwrap(), &wanted["sigma"]);
         assert!(score.components.is_empty());
@@ -166,7 +181,7 @@ fn editreward_reads_two_pictures_twice_and_fuses() {
         for (name, fusion) in profiles {
             let profile = on_base(name, &file["base"]);
             let mut model = Model::open(checkpoint, profile.path().to_str().unwrap());
-            let scores = model.scores(items.iter().map(|wanted| item(wanted)).collect());
+            let scores = model.scores(items.iter().map(|wanted| item(wanted)).collect(), of_number);
             for (score, wanted) in scores.iter().zip(&items) {
                 near_number(score.mean, &wanted["fused"][fusion]["mean"]);
                 near_number(score.stddev.unwrap(), &wanted["fused"][fusion]["sigma"]);
@@ -196,16 +211,15 @@ fn answers_have_the_reference_s_probability_in_every_family() {
             changes.push(("repetition_penalty", case["penalty"].clone()));
         }
         let items = items(case);
-        for scale in ["probability", "logit"] {
-            let changes = [&changes[..], &[("scale", json!(scale))]].concat();
+        for (name, scale, rounding) in
+            [("probability", of_share as Scale, of_share as Scale), ("logit", of_number, of_odds)]
+        {
+            let changes = [&changes[..], &[("scale", json!(name))]].concat();
             let profile = changed("vqascore-geneval2", &changes);
             let mut model = Model::open(base, profile.path().to_str().unwrap());
-            let scores = model.scores(items.iter().map(|wanted| item(wanted)).collect());
+            let scores = model.scores(items.iter().map(|wanted| item(wanted)).collect(), rounding);
             for (score, wanted) in scores.iter().zip(&items) {
-                match scale {
-                    "logit" => near_number(score.mean, &wanted[scale]),
-                    _ => near_share(score.mean, &wanted[scale]),
-                }
+                near_reference(score.mean, &wanted[name], scale);
                 assert_eq!(score.stddev, None);
             }
         }
@@ -226,7 +240,8 @@ fn questions_are_answered_as_if_asked_alone() {
                 pictures: pictures(wanted),
                 questions: wanted["questions"].as_array().unwrap().iter().map(question).collect(),
             };
-            for (score, wanted) in model.scores(wanted.iter().map(item).collect()).iter().zip(&wanted) {
+            let scores = model.scores(wanted.iter().map(item).collect(), of_share);
+            for (score, wanted) in scores.iter().zip(&wanted) {
                 near_share(score.mean, &wanted[average]);
                 let questions = wanted["questions"].as_array().unwrap();
                 assert_eq!(score.components.len(), questions.len());
