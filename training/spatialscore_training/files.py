@@ -52,7 +52,12 @@ def beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield part
     files = [file for file in part.rglob("*") if file.is_file()] if part.is_dir() else [part]
+    mask = os.umask(0)
+    os.umask(mask)
     for file in files:
+        # safetensors (0.8) writes for its owner alone; who serves a checkpoint is often another user.
+        if not file.is_symlink() and not file.stat().st_mode & 0o077:
+            file.chmod(0o666 & ~mask)
         with file.open("rb") as written:
             os.fsync(written.fileno())
     if part.is_dir() and path.exists():

@@ -50,6 +50,20 @@ def _folder(path: Path, text: str) -> None:
     (path / "inside").write_text(text)
 
 
+def test_what_is_written_is_for_whoever_may_read(tmp_path):
+    (tmp_path / "base").write_text("theirs")
+    (tmp_path / "base").chmod(0o600)
+    with beside(tmp_path / "out") as part:
+        part.mkdir()
+        (part / "model.safetensors").write_text("ours")
+        (part / "model.safetensors").chmod(0o600)
+        (part / "base").symlink_to(tmp_path / "base")
+    mask = os.umask(0)
+    os.umask(mask)
+    mode = lambda path: path.stat().st_mode & 0o777
+    assert (mode(tmp_path / "out/model.safetensors"), mode(tmp_path / "base")) == (0o666 & ~mask, 0o600)
+
+
 def test_a_data_set_grows_to_the_bytes_of_one_made_at_once(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "SHARD", 4)
     world = World(**SMALL)
