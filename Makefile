@@ -216,16 +216,16 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 # Two halves of one thread each side by side: two threads make neither much faster.
 TRAIN = .venv/training/bin/spatialscore-train --threads 1 $(if $(MINUTES),--minutes $(MINUTES))
 HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1) --trains head
-train-mini: .venv/training/installed .cache/drawings/fetched ## Train the built-in checkpoint again, resuming where it stood
+train-mini: .venv/training/installed .cache/drawings/fetched ## Train the first half of the built-in checkpoint again, resuming where it stood
 	$(call HALVES,$(TRAIN))
 	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
 	    .cache/runs/mini/judge.pt .cache/export/spatialscore-mini; fi
 
-train-wide: .venv/training/installed .cache/drawings/fetched ## Train what is to follow it, from its weights, resuming where it stood
+train-wide: .venv/training/installed .cache/drawings/fetched ## Train the second half of its recipe, from what train-mini exported, resuming where it stood
 	.venv/training/bin/spatialreward-data fetch --styles google twitter fluent fluent3d emojione noto1 fx openmoji
 	$(call HALVES,nice -n 15 $(TRAIN) --recipe wide --run wide)
 	if [ -f .cache/runs/wide/judge-wide.pt ]; then .venv/training/bin/python \
-	    -m spatialscore_training.export .cache/runs/wide/$$stage.pt .cache/export/$$stage; fi; done
+	    -m spatialscore_training.export .cache/runs/wide/judge-wide.pt .cache/export/wide; fi
 
 goals: build .venv/test/installed .cache/drawings/fetched ## Measure what people type and policies paint (PAIRS=200 for fewer)
 	PYTHONPATH=training scripts/with_server.sh $(BINARY) sh -c '.venv/test/bin/python -m spatialscore_training.goals \

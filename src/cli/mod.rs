@@ -32,8 +32,7 @@ A first try, with the checkpoint that the program carries:
   spatialscore serve       # in one shell; in another:
   spatialscore score --prompt \"a panda is partly hidden by an umbrella\" samples/panda.*.png
 
-That checkpoint knows drawings of 64 kinds of things and plain sentences about their places, and nothing of
-photographs, adjectives or negation.
+That checkpoint knows drawings of 245 kinds of things and sentences about their places, and nothing of photographs.
 
 `spatialscore COMMAND --help` is a page on each command."
 )]

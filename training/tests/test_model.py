@@ -5,14 +5,14 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from safetensors.torch import save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from spatialscore_training import language, merge
@@ -67,14 +67,18 @@ def test_names_and_clauses_end_with_a_token(tokenizer):
 
 
 @torch.no_grad()
-def test_a_model_starts_where_a_checkpoint_of_fewer_words_stands(batch, tokenizer):
+def test_a_model_starts_where_a_checkpoint_of_fewer_words_stands(batch, tokenizer, tmp_path, monkeypatch):
     """In words that both know, their rewards are the same; a new kind's name is no old one's."""
-    shipped = Path(__file__).parents[2] / "models/spatialscore-mini"
-    before = Tokenizer.from_file(str(shipped / "tokenizer.json"))
+    with monkeypatch.context() as then:
+        then.setattr("spatialscore_training.tokenizer.kinds", lambda: dict(islice(kinds().items(), 64)))
+        before = train_tokenizer()
+    before.save(str(tmp_path / "tokenizer.json"))
+    weights = {name: weight for name, weight in new_model(before, 7).state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, tmp_path / "model.safetensors")
     prompt, rewards = " a cat is to the left of a dog.", []
     for words in (before, tokenizer):
         model = new_model(words, 0).eval()
-        start_from(shipped, model, words)
+        start_from(tmp_path, model, words)
         ids = torch.tensor([words.encode(BEFORE + prompt + BEHIND).ids])
         model.model.language_model.config._attn_implementation = "sdpa"
         pads = ids[0].tolist().index(words.token_to_id("<|image_pad|>"))
@@ -90,7 +94,7 @@ def test_a_model_starts_where_a_checkpoint_of_fewer_words_stands(batch, tokenize
         rewards.append(model.rm_head(seen.last_hidden_state[0, -1]))
     assert torch.allclose(*rewards, atol=1e-5)
     table, zebra = model.get_parameter(EMBEDDING), tokenizer.encode(" zebra").ids
-    assert not any(torch.equal(table[zebra[0]], row) for row in load_file(shipped / "model.safetensors")[EMBEDDING])
+    assert not any(torch.equal(table[zebra[0]], row) for row in weights[EMBEDDING])
 
 
 def test_patches_are_the_image_processors(batch):
