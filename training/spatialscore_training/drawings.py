@@ -215,7 +215,8 @@ class Drawings:
                 image = Image.open(_file(folder, style, word)).convert("RGBA")
                 self._plain[word, style] = image.crop(image.getchannel("A").getbbox())
         self._opaque = {name: np.asarray(image.getchannel("A")) > 127 for name, image in self._plain.items()}
-        # A change of colours costs more than all else of a picture: every kind of every set in every look is some 600 MB.
+        # A change of colours costs more than all else of a picture: every kind of every set in every look is
+        # some 600 MB (calculated).
         self._full = lru_cache(maxsize=len(self._plain) * (1 + len(LOOKS)))(self._look)
         self.scaled = lru_cache(maxsize=4096)(self._scale)
         self.shadow = lru_cache(maxsize=4096)(self._cast)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from .drawings import kinds
+from .files import Refusal
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
@@ -16,6 +17,8 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 def start_from(checkpoint: Path, model: nn.Module, tokenizer: Tokenizer) -> None:
     """Sets every weight that the checkpoint has. A token that is new there begins as the mean of those that spelled it, a
     kind's name as it is drawn, and the last word of another name for a kind as the kind's."""
+    if not (checkpoint / "model.safetensors").exists():
+        raise Refusal(f"{checkpoint}: no checkpoint to start from; `make train-mini` exports the one that wide.toml names")
     weights = load_file(checkpoint / "model.safetensors")
     old, before = weights.pop(EMBEDDING), Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     model.load_state_dict(weights, strict=False)
