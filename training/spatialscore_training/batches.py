@@ -123,7 +123,7 @@ class Lessons(Dataset):
         ids = np.full((len(rows), length), self.tokenizer.token_to_id("<|endoftext|>"))
         positions = np.zeros((3, len(rows), length), np.int64)
         ids[:, :before], positions[:, :, :before] = self.frame.ids, self.frame.positions[:, None]
-        spans = np.full((len(texts), max(len(e.ids) for row in tokens for e in row)), -1)
+        spans = np.full((len(texts), max((len(e.ids) for row in tokens for e in row), default=0)), -1)
         reward, kept, clauses, clause_kept, things, mentions, places, fronts, there = [], [], [], [], [], [], [], [], []
         for row, (scene, questions, which) in enumerate(rows):
             count = Counter(thing.kind for thing in scene.things if thing.there)
@@ -150,7 +150,7 @@ class Lessons(Dataset):
                 fronts += [front[mention.kind] for mention in question.prompt.mentions]
                 there += [count[mention.kind] for mention in question.prompt.mentions]
                 start = end
-        shape = (len(rows), -1)
+        shape = (len(rows), self.prompts)
         return Batch(
             pictures=torch.from_numpy(np.stack(drawn)) if self.drawn else torch.empty(0, dtype=torch.uint8),
             **{name: torch.from_numpy(np.stack([getattr(c, name) for c in seen])) for name in Cells._fields},

@@ -113,7 +113,7 @@ def main() -> None:
     making.add_argument("--shadow", type=float, default=World().shadow, help="how far a thing casts one, as a fraction of the side")
     making.add_argument("--grammar", type=float, default=0.0, help="share of prompts by the grammar")
     making.add_argument("--lost", type=float, default=0.0, help="share of twins that lack a thing, have another in its place or have one twice")
-    making.add_argument("--doubled", type=float, default=0.0, help="share of scenes with one thing, or two, twice or three times")
+    making.add_argument("--doubled", type=float, default=0.0, help="share of scenes with one thing, or two, twice to four times")
     making.add_argument("--looks", nargs="+", choices=LOOKS, default=(), help="of the drawings in half of the scenes")
     making.add_argument("--jobs", type=int, help="processes; one a core if not given")
     making.set_defaults(run=make)

@@ -43,7 +43,7 @@ from .relations import EVERY, Clause, Thing, verdict
 from .scenes import World, draw
 from .survey import Survey
 
-GENERATOR = 3
+GENERATOR = 4
 """Its version: another one where the same arguments give other pairs."""
 SHARD = 500
 """Pairs in a shard."""

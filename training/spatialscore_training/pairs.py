@@ -183,8 +183,10 @@ def new_questions(rng: random.Random, world: World, drawings: Drawings, count: i
 
     Half of the prompts are kept in full; in the others one clause or two are broken. A family of relations is asked only
     where the scene both keeps and breaks some clause of it, and then either with equal chance, so that the prompts alone
-    say nothing.
+    say nothing. Of no prompts, any scene will do.
     """
+    if not count:
+        return [new_scene(rng, world, drawings)], []
     for _ in tries("a scene that keeps some clause of a relation and breaks another"):
         scene = new_scene(rng, world, drawings)
         there = {thing.kind for thing in scene.things}

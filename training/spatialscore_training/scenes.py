@@ -56,7 +56,7 @@ class World:
     """How often a twin lacks a thing, has another kind in its place, has it twice, or cuts it off; and how often a clause is broken
     because the picture lacks what it names."""
     doubled: float = 0.0
-    """How often a scene has one thing, or two, twice or three times."""
+    """How often a scene has one thing, or two, twice to four times, in two of three such scenes in a row or a column."""
     looks: tuple[str, ...] = ()
     """The looks in which half of the scenes have their drawings (`drawings.LOOKS`)."""
     shadows: tuple[float, ...] = ()
@@ -134,11 +134,10 @@ def _inside(thing: Thing) -> bool:
 
 class Layers(NamedTuple):
     """Of each point of a picture, [side, side]: the index of the thing that is seen there and of the one right behind it
-    (-1: none), and how much of the light a shadow takes from what is seen."""
+    (-1: none)."""
 
     front: np.ndarray
     behind: np.ndarray
-    shade: np.ndarray
 
 
 def _within(side: int, top: int, left: int, bottom: int, right: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -147,27 +146,40 @@ def _within(side: int, top: int, left: int, bottom: int, right: int) -> tuple[tu
     return tuple(slice(a, b) for _, a, b in spans), tuple(slice(a - first, b - first) for first, a, b in spans)
 
 
-def layers(scene: Scene, side: int, drawings: Drawings) -> Layers:
+def _fitted(thing: Thing, side: int) -> tuple[tuple[int, int, int, int], tuple[str, str, int, int]]:
+    """A thing's box in a picture of this side, left to bottom, and its drawing by kind, style, width and height."""
+    left, top, right, bottom = (round(edge * side) for edge in thing.box)
+    return (left, top, right, bottom), (thing.kind, thing.style, max(1, right - left), max(1, bottom - top))
+
+
+def layers(things: Things, side: int, drawings: Drawings) -> Layers:
     """What lies where, at any fineness."""
     front, behind = np.full((2, side, side), -1, np.int8)
-    reach = max(1, round(scene.shadow * side))
-    light = np.ones((side + 2 * reach, side + 2 * reach), np.float32)
-    for i, thing in enumerate(scene.things):
-        left, top, right, bottom = (round(edge * side) for edge in thing.box)
-        shape = thing.kind, thing.style, right - left, bottom - top
+    for i, thing in enumerate(things):
+        (left, top, right, bottom), shape = _fitted(thing, side)
         here, part = _within(side, top, left, bottom, right)
         mask = drawings.mask(*shape)[part]
         behind[here][mask] = front[here][mask]
         front[here][mask] = i
-        here_too, part = _within(len(light), top, left, bottom + 2 * reach, right + 2 * reach)
-        light[here_too] *= 1 - np.asarray(drawings.shadow(*shape, reach))[part] / 255
-        light[reach:-reach, reach:-reach][here][mask] = 1
-    return Layers(front, behind, 1 - light[reach:-reach, reach:-reach])
+    return Layers(front, behind)
+
+
+def shade(scene: Scene, side: int, drawings: Drawings) -> np.ndarray:
+    """How much of the light a shadow takes from what is seen, [side, side]."""
+    reach = max(1, round(scene.shadow * side))
+    light = np.ones((side + 2 * reach, side + 2 * reach), np.float32)
+    for thing in scene.things:
+        (left, top, right, bottom), shape = _fitted(thing, side)
+        here, part = _within(len(light), top, left, bottom + 2 * reach, right + 2 * reach)
+        light[here] *= 1 - np.asarray(drawings.shadow(*shape, reach))[part] / 255
+        here, part = _within(side, top, left, bottom, right)
+        light[reach:-reach, reach:-reach][here][drawings.mask(*shape)[part]] = 1
+    return 1 - light[reach:-reach, reach:-reach]
 
 
 def _hides(thing: Thing, other: Thing, drawings: Drawings) -> bool:
     """Whether so much of one drawing, not only of its box, lies over the other that a person sees it."""
-    front, behind, _ = layers(Scene((other, thing), 0, 0), 64, drawings)
+    front, behind = layers((other, thing), 64, drawings)
     both = np.count_nonzero(behind == 0)
     return both >= 0.1 * min(np.count_nonzero(front == 1), np.count_nonzero(front == 0) + both)
 
@@ -188,6 +200,24 @@ def allowed(things: Things, drawings: Drawings) -> bool:
     return max(covers) <= 1
 
 
+def _one(rng: random.Random, word: str, style: str, others: list[Thing], world: World, drawings: Drawings) -> Thing:
+    """A thing of this kind in a place of its own."""
+    size = rng.uniform(*world.size)
+    width, height = (edge * size for edge in drawings.shape(word, style))
+    if others and rng.random() < world.depth:
+        x, y = _over(rng, width, height, rng.choice(others))
+    else:
+        x, y = _place(rng, width, height, others, world)
+    return Thing(word, style, x, y, width, height)
+
+
+def _again(rng: random.Random, thing: Thing, line: str) -> Thing:
+    """The same thing elsewhere in its row or its column."""
+    if line == "row":
+        return replace(thing, x=rng.uniform(thing.width / 2, 1 - thing.width / 2))
+    return replace(thing, y=rng.uniform(thing.height / 2, 1 - thing.height / 2))
+
+
 def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
     """A scene of this world."""
     for _ in tries(f"a scene of {world.things[0]} to {world.things[1]} things of {world.size[0]} to {world.size[1]} of the side", 1000):
@@ -195,19 +225,16 @@ def new_scene(rng: random.Random, world: World, drawings: Drawings) -> Scene:
         style = rng.choice(world.styles)
         if world.looks and rng.random() < 0.5:
             style += f"~{rng.choice(world.looks)}"
+        line = ""
         if world.doubled and rng.random() < world.doubled:
-            words += [word for word in rng.sample(words, rng.choice((1, 1, 2))) for _ in range(rng.choice((1, 1, 2)))]
+            words += [word for word in rng.sample(words, rng.choice((1, 1, 2))) for _ in range(rng.choice((1, 1, 2, 3)))]
+            line = rng.choice(("", "row", "column"))
         things: list[Thing] = []
         for word in words:
-            width, height = drawings.shape(word, style)
+            first = next((thing for thing in things if thing.kind == word), None) if line else None
             for _ in range(12):
-                size = rng.uniform(*world.size)
-                w, h = width * size, height * size
-                if things and rng.random() < world.depth:
-                    x, y = _over(rng, w, h, rng.choice(things))
-                else:
-                    x, y = _place(rng, w, h, things, world)
-                if allowed((*things, thing := Thing(word, style, x, y, w, h)), drawings):
+                thing = _again(rng, first, line) if first else _one(rng, word, style, things, world, drawings)
+                if allowed((*things, thing), drawings):
                     things.append(thing)
                     break
             else:
@@ -322,8 +349,7 @@ def draw(scene: Scene, side: int, drawings: Drawings) -> Image.Image:
     image = background(scene.ground, side)
     reach = round(scene.shadow * side)
     for thing in scene.things:
-        left, top, right, bottom = (round(edge * side) for edge in thing.box)
-        shape = thing.kind, thing.style, max(1, right - left), max(1, bottom - top)
+        (left, top, *_), shape = _fitted(thing, side)
         # A soft shadow on what lies behind, as cut paper casts it: it tells who is in front.
         image.paste((0, 0, 0), (left - reach, top - reach), drawings.shadow(*shape, reach))
         drawing = drawings.scaled(*shape)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .drawings import Drawings
 from .relations import Things, overlap
-from .scenes import Scene, layers
+from .scenes import Scene, layers, shade
 
 EXTRAS = 5
 """Numbers for each visual token on an object: the way from its middle to the object's (2), the object's width and
@@ -71,7 +71,8 @@ def _by_cell(patches: np.ndarray) -> np.ndarray:
 def cells(scene: Scene, grid: int, index: dict[str, int], drawings: Drawings) -> Cells:
     """The truth for `grid` × `grid` visual tokens. A token sees what takes the most of it, if that is a fifth of it."""
     things = scene.things
-    front, behind, shade = layers(scene, 2 * grid * FINENESS, drawings)
+    side = 2 * grid * FINENESS
+    front, behind = layers(things, side, drawings)
     kinds = np.array([index[thing.kind] for thing in things] + [-1])
     each = np.arange(len(things))[:, None, None]
     seen = _shares(front == each, grid)
@@ -86,7 +87,7 @@ def cells(scene: Scene, grid: int, index: dict[str, int], drawings: Drawings) ->
     nearest, hidden = (np.where(share.max(0) >= 0.3, share.argmax(0), -1) for share in shares)
     # Of a patch, only the points on what it shows most of.
     shown = front == nearest.repeat(FINENESS, 0).repeat(FINENESS, 1)
-    shades = _shares(shade * shown, 2 * grid) / np.maximum(_shares(shown, 2 * grid), 1e-6)
+    shades = _shares(shade(scene, side, drawings) * shown, 2 * grid) / np.maximum(_shares(shown, 2 * grid), 1e-6)
     for i in range(len(things)):
         for j in range(i):
             if overlap(things[i], things[j]):

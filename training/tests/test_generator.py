@@ -188,7 +188,7 @@ def test_things_that_overlap_really_cover_each_other(drawings):
     covered = 0
     for _ in range(40):
         scene = new_scene(rng, crowded, drawings)
-        front, behind, _ = layers(scene, 112, drawings)
+        front, behind = layers(scene.things, 112, drawings)
         for i, a in enumerate(scene.things):
             for j in range(i):
                 if overlap(a, scene.things[j]):

@@ -17,7 +17,7 @@ from spatialscore_training.manifest import validate, write_pairs
 from spatialscore_training.pair_files import read_pairs
 from spatialscore_training.pairs import new_duels, new_pair, new_questions
 from spatialscore_training.relations import EVERY, PLAIN, Clause, verdict
-from spatialscore_training.scenes import Scene, World, draw, layers
+from spatialscore_training.scenes import Scene, World, draw, layers, new_scene, shade
 
 from test_generator import FULL, drawings, folder, thing  # noqa: F401
 
@@ -163,6 +163,22 @@ def test_pairs_keep_what_they_promise(drawings):
     assert presence > 30
 
 
+def test_things_are_there_up_to_four_times_and_often_in_a_line(drawings):
+    rng, world = random.Random(2), replace(WIDE, doubled=1.0, size=(0.08, 0.2))
+    most, rows, columns = 0, 0, 0
+    for _ in range(100):
+        by_kind: dict[str, list] = {}
+        for t in new_scene(rng, world, drawings).things:
+            by_kind.setdefault(t.kind, []).append(t)
+        copies = [them for them in by_kind.values() if len(them) > 1]
+        assert 1 <= len(copies) <= 2
+        most = max(most, *map(len, copies))
+        alike = lambda values: max(values) - min(values) < 1e-9
+        rows += all(alike([t.y for t in them]) for them in copies)
+        columns += all(alike([t.x for t in them]) for them in copies)
+    assert most == 4 and 20 < rows < 50 and 20 < columns < 50
+
+
 def test_a_data_set_of_such_pairs_is_sound_and_counts_what_was_done(folder, tmp_path):
     write_pairs(tmp_path / "wide", replace(WIDE, length=(1, 100)), folder, seed=5, side=112, pairs=24, jobs=1)
     assert list(validate(tmp_path / "wide")) == []
@@ -190,8 +206,9 @@ def test_a_set_that_was_begun_before_worlds_had_all_this_goes_on(folder, tmp_pat
 def test_what_is_cut_off_is_the_rest_of_the_whole(x, y, drawings):
     """Its layers and its picture are those of the thing within a picture, moved over the edge."""
     dx, dy = (round((there - 0.5) * 100) for there in (x, y))
-    looks = [layers(Scene((thing("cat", *at, 0.3),), 1, 0.05), 100, drawings) for at in ((x, y), (0.5, 0.5))]
-    for cut, whole in zip(*looks):
+    scenes = [Scene((thing("cat", *at, 0.3),), 1, 0.05) for at in ((x, y), (0.5, 0.5))]
+    looks = [layers(scene.things, 100, drawings) for scene in scenes]
+    for cut, whole in zip(*((*look, shade(scene, 100, drawings)) for look, scene in zip(looks, scenes))):
         edge = np.full_like(whole, whole[0, 0])
         moved = np.roll(whole, (dy, dx), (0, 1))
         # What was rolled round the edge is no part of it.
