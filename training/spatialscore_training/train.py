@@ -141,7 +141,7 @@ class Trainer:
             for parameter in self.tutor.parameters():
                 nn.init.zeros_(parameter)
         for name in stage.after:
-            self._inherit(torch.load(folder / f"{name}.pt", map_location=device, weights_only=True))
+            self._inherit(torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True))
         eyes, head = (set(part.parameters()) for part in (self.model.model.visual, self.model.rm_head))
         trained = {"eyes": lambda p: p in eyes, "reader": lambda p: p not in eyes, "head": lambda p: p in head, "all": lambda p: True}
         wanted = trained[stage.trains]
@@ -163,7 +163,7 @@ class Trainer:
         self.step = 0
         self.made_with = made_with(stage, drawings, seed)
         if self.path.exists():
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             _check(state, self.path, stage, drawings, seed)
             self._restore(state)
 

@@ -232,7 +232,13 @@ def test_two_processes_go_as_one_with_both_their_lessons(folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run(f"{launch} {train}".split(), cwd=tmp_path, env=environment, check=True, timeout=300)
     two = torch.load(tmp_path / ".cache/runs/mini/try.pt", weights_only=True)
+    # A stage after it, stopped and gone on with.
+    (tmp_path / "recipe.toml").write_text(f'{RECIPE}\n[stages.then]\nafter = ["try"]\n{RECIPE.partition("[stages.try]")[2]}')
+    for steps in (1, 2):
+        subprocess.run(f"{launch} {train} --stage then --steps {steps}".split(), cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert torch.load(tmp_path / ".cache/runs/mini/then.pt", weights_only=True)["step"] == 2
 
+    (tmp_path / "recipe.toml").write_text(RECIPE)
     (stage,) = read_recipe(tmp_path / "recipe.toml")
     (tmp_path / "one").mkdir()
     one = Trainer(stage, tmp_path / "one", folder, 0, Accelerator(cpu=True))
