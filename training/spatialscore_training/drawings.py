@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from .files import Refusal, digest
 
@@ -181,12 +181,27 @@ def _line(image: Image.Image) -> Image.Image:
     return Image.merge("RGBA", (edges, edges, edges, image.getchannel("A")))
 
 
+def _outlined(image: Image.Image) -> Image.Image:
+    """Flat pale colours, a thick dark line round each and round the whole."""
+    width = max(1, max(image.size) // 32)
+    colours = image.convert("RGB").quantize(6).convert("RGB")
+    alpha = Image.new("L", (image.width + 2 * width, image.height + 2 * width))
+    alpha.paste(image.getchannel("A"), (width, width))
+    inside = alpha.filter(ImageFilter.MinFilter(2 * width + 1)).crop((width, width, width + image.width, width + image.height))
+    within = colours.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda value: 255 if value > 40 else 0)
+    dark = ImageChops.lighter(ImageChops.invert(inside), within.filter(ImageFilter.MaxFilter(2 * (width // 2) + 1)))
+    drawn = Image.composite(Image.new("RGB", image.size, (20, 20, 20)), Image.blend(colours, Image.new("RGB", image.size, "white"), 0.25), dark)
+    drawn.putalpha(image.getchannel("A"))
+    return drawn
+
+
 LOOKS = {
     "grey": _in_hls(lambda hls: hls * (1, 1, 0)),
     **{f"hue{turn}": _in_hls(lambda hls, turn=turn: (hls + (turn / 360, 0, 0)) % (1, 1.0001, 1.0001)) for turn in range(45, 360, 45)},
     "pale": _in_hls(lambda hls: hls * (1, 0.6, 0.7) + (0, 0.38, 0)),
     "dark": _in_hls(lambda hls: hls * (1, 0.55, 1)),
     "line": _line,
+    "outlined": _outlined,
 }
 
 
