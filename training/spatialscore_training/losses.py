@@ -8,6 +8,11 @@ from .batches import Batch
 from .model import Tutor
 
 
+def _mean(values: Tensor) -> Tensor:
+    """Nought of none, as where no two things of a batch touch: torch's mean is not a number there."""
+    return values.sum() / max(values.numel(), 1)
+
+
 def _patchwise(logits: Tensor, kind: Tensor, blank: float) -> tuple[Tensor, Tensor]:
     """Which kind it is, of patches with one [..., kinds + 1], and how often right there; the others, whose class is the
     last, count as `blank` of one."""
@@ -15,7 +20,7 @@ def _patchwise(logits: Tensor, kind: Tensor, blank: float) -> tuple[Tensor, Tens
     logits, on = logits.flatten(0, -2), kind < logits.shape[-1] - 1
     weight = torch.where(on, 1.0, blank)
     loss = (F.cross_entropy(logits, kind, reduction="none") * weight).sum() / weight.sum()
-    return loss, (logits.argmax(-1) == kind)[on].float().mean()
+    return loss, _mean((logits.argmax(-1) == kind)[on].float())
 
 
 def seeing(visual: Tensor, blocks: list[Tensor], names: Tensor, tutor: Tutor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -45,14 +50,14 @@ def seeing(visual: Tensor, blocks: list[Tensor], names: Tensor, tutor: Tutor, ba
         "kinds": (logits.argmax(-1) == kind)[on].float().mean(),
         "seeing": whole,
         "extras": extras,
-        "depth": (order > 0).float().mean(),
+        "depth": _mean((order > 0).float()),
         "patches": front_right,
         "boxes": boxes,
         "hidden": behind_right,
         "shade": shade / (10 * batch.shade).var(),
-        "order": (said > 0).float().mean(),
+        "order": _mean((said > 0).float()),
     }
-    return named + whole + 4 * extras + F.softplus(-2 * order).mean() + front + 2 * boxes + behind + F.softplus(-said).mean() + shade, figures
+    return named + whole + 4 * extras + _mean(F.softplus(-2 * order)) + front + 2 * boxes + behind + _mean(F.softplus(-said)) + shade, figures
 
 
 def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,7 +86,7 @@ def reading(hidden: tuple[Tensor, ...], tutor: Tutor, batch: Batch, image_token:
         "fronts": fronts,
         "things": (found - true).abs().mean(),
         "clauses": right.mean(),
-        "broken": right[~batch.clause_kept].mean(),
+        "broken": _mean(right[~batch.clause_kept]),
     }
     return places + 2 * points + fronts + there + 3 * things + clauses, figures
 

@@ -1,5 +1,6 @@
 """The trainer's short cuts give what transformers gives, and a stage resumes bit for bit."""
 
+import math
 import os
 import random
 import subprocess
@@ -137,6 +138,14 @@ def test_a_stage_resumes_bit_for_bit(trains, world, folder, tmp_path):
             trainer.save()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_eyes_may_be_asked_nothing_and_see_things_that_do_not_touch(folder, tmp_path):
+    stage = Stage("try", "eyes", replace(WORLD, size=(0.15, 0.17)), steps=2, rows=2, prompts=0, rate=1e-3, side=SIDE)
+    trainer = Trainer(stage, tmp_path, folder, 0, Accelerator(cpu=True))
+    batch = next(batch for batch in map(trainer.lessons.__getitem__, range(20)) if not batch.order.any())
+    figures = trainer.advance(batch)
+    assert all(map(math.isfinite, figures.values())), figures
 
 
 def test_a_reader_reads_what_the_eyes_see(folder, tmp_path, monkeypatch):
