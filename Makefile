@@ -215,7 +215,8 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 # MINUTES=30 stops after so long; the next call goes on from there.
 # Two halves of one thread each side by side: two threads make neither much faster.
 TRAIN = .venv/training/bin/spatialscore-train --threads 1 $(if $(MINUTES),--minutes $(MINUTES))
-HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1) --trains head
+# What is over both halves comes when both are done; each part takes MINUTES at most.
+HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1)
 train-mini: .venv/training/installed .cache/drawings/fetched ## Train the first half of the built-in checkpoint again, resuming where it stood
 	$(call HALVES,$(TRAIN))
 	if [ -f .cache/runs/mini/judge.pt ]; then .venv/training/bin/python -m spatialscore_training.export \
