@@ -218,7 +218,7 @@ def _png(scene: Scene, drawings: Drawings, look: str = "", mode: str = "RGB", si
     return file.getvalue()
 
 
-def _pairs(world: World, seed: int, count: int, drawings: Drawings) -> Iterator[tuple[random.Random, Pair]]:
+def pairs(world: World, seed: int, count: int, drawings: Drawings) -> Iterator[tuple[random.Random, Pair]]:
     for number in range(count):
         rng = random.Random(f"goals:{seed}:{number}")
         yield rng, new_pair(rng, world, drawings)
@@ -234,7 +234,7 @@ def measure(scorer: ServerScorer, sort: Sort, folder: Path, count: int) -> dict:
     drawings = Drawings(folder, sort.world.words, sort.world.styles)
 
     def items() -> Iterator[Item]:
-        for rng, pair in _pairs(sort.world, sort.seed, count, drawings):
+        for rng, pair in pairs(sort.world, sort.seed, count, drawings):
             text = sort.say(rng, pair)
             broken = sort.broken(rng, pair.kept, *pair.prompt.clauses[0].about) if sort.broken else pair.broken
             yield from (Item(text, _png(scene, drawings, sort.look, sort.mode)) for scene in (pair.kept, broken))
@@ -250,7 +250,7 @@ def measure_paraphrases(scorer: ServerScorer, folder: Path, count: int) -> dict[
     drawings = Drawings(folder, TWO.words, TWO.styles)
 
     def items() -> Iterator[Item]:
-        for rng, pair in _pairs(TWO, 1, count, drawings):
+        for rng, pair in pairs(TWO, 1, count, drawings):
             pictures = [_png(scene, drawings) for scene in (pair.kept, pair.broken)]
             yield from (Item(form(text)(rng, pair), picture) for text in PARAPHRASES for picture in pictures)
 
@@ -265,7 +265,7 @@ def measure_cheats(scorer: ServerScorer, folder: Path, count: int) -> dict[str, 
     drawings = Drawings(folder, TWO.words, TWO.styles)
 
     def items() -> Iterator[Item]:
-        for rng, pair in _pairs(TWO, 1, count, drawings):
+        for rng, pair in pairs(TWO, 1, count, drawings):
             a, b = pair.prompt.clauses[0].about
             scenes = [pair.kept, *(cheat(rng, pair.kept, a, b) for cheat in CHEATS.values())]
             yield from (Item(pair.prompt.text, _png(scene, drawings)) for scene in scenes)
