@@ -212,10 +212,10 @@ fixtures: .venv/reference/installed ## Make the committed fixtures again
 	.venv/training/bin/python -m pip install -q -e "training[server,lora,parquet,drawings,test]"
 	@touch $@
 
-# MINUTES=30 stops after so long; the next call goes on from there.
+# MINUTES=30 stops each of two parts after so long; the next call goes on from there.
 # Two halves of one thread each side by side: two threads make neither much faster.
 TRAIN = .venv/training/bin/spatialscore-train --threads 1 $(if $(MINUTES),--minutes $(MINUTES))
-# What is over both halves comes when both are done; each part takes MINUTES at most.
+# The second part is what comes over both halves, or what is left of them.
 HALVES = $(1) --trains eyes & eyes=$$!; trap 'kill $$eyes 2>/dev/null || true' EXIT; $(1) --trains reader; wait $$eyes; $(1)
 train-mini: .venv/training/installed .cache/drawings/fetched ## Train the first half of the built-in checkpoint again, resuming where it stood
 	$(call HALVES,$(TRAIN))

@@ -1,7 +1,7 @@
 """What each fault of a caller or of a configuration costs: the table of docs/rewards-look-wrong.md.
 
-    PYTHONPATH=training python benches/wrong_inputs.py                  the checkpoint in the box, 500 pairs a row
-    PYTHONPATH=training python benches/wrong_inputs.py --pairs 120
+    PYTHONPATH=training python benches/wrong_inputs.py                  the checkpoint in the box, 200 pairs a row
+    PYTHONPATH=training python benches/wrong_inputs.py --pairs 1000
 
 Serves the checkpoint once for each row of the configuration, and sends changed pictures for the others. Needs what
 `make goals` needs. The pairs are of its second sort, one thing changed at a time.
@@ -12,11 +12,12 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from math import log
 from pathlib import Path
 from statistics import fmean
 
 from PIL import Image, ImageOps
-from spatialscore_training.calibration import interval
+from spatialscore_training.calibration import judge
 from spatialscore_training.drawings import DEFAULT_FOLDER, Drawings
 from spatialscore_training.evaluate import percent
 from spatialscore_training.goals import MIXED, pairs
@@ -59,30 +60,34 @@ CHANGED: dict[str, Callable[[Picture], Picture]] = {
 }
 
 
-def row(scorer: ServerScorer, label: str, count: int, drawings: Drawings, change: Callable[[Picture], Picture]) -> None:
+def row(scorer: ServerScorer, label: str, drawn: list[tuple[str, Picture]], change: Callable[[Picture], Picture]) -> None:
+    """Prints a row of the table: of prompts with their pictures, each right one before its wrong one."""
+
     def items() -> Iterator[Item]:
-        for _, pair in pairs(MIXED, 2, count, drawings):
-            for scene in (pair.kept, pair.broken):
-                file = BytesIO()
-                change(draw(scene, SIDE, drawings)).save(file, "PNG", compress_level=1)
-                yield Item(pair.prompt.text, file.getvalue())
+        for prompt, picture in drawn:
+            file = BytesIO()
+            change(picture).save(file, "PNG", compress_level=1)
+            yield Item(prompt, file.getvalue())
 
     found = dict(scorer.scores(items()))
-    means = [found[number].mean for number in range(2 * count)]
-    ahead = [right - wrong for right, wrong in zip(means[0::2], means[1::2])]
-    # Two equal scores are in no order: half right.
-    right = interval(sum((1 + (a > 0) - (a < 0)) / 2 for a in ahead), count)
-    print(f"| {label} | {percent(right)} | {fmean(ahead):.2f} | {fmean(means):.2f} |", flush=True)
+    scores = [found[number] for number in range(len(drawn))]
+    rewards = [(score.mean, log(score.stddev)) for score in scores]
+    right = judge(list(zip(rewards[0::2], rewards[1::2])))
+    means = [score.mean for score in scores]
+    ahead = fmean(means[0::2]) - fmean(means[1::2])
+    print(f"| {label} | {percent(right)} | {ahead:.2f} | {fmean(means):.2f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=MINI, help="default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=500, help="of each row (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=200, help="of each row (default: %(default)s)")
     parser.add_argument("--drawings", type=Path, default=DEFAULT_FOLDER, help="folder STYLE/WORD.png (default: %(default)s)")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     drawings = Drawings(options.drawings, MIXED.words, MIXED.styles)
+    chosen = (pair for _, pair in pairs(MIXED, 2, options.pairs, drawings))
+    drawn = [(pair.prompt.text, draw(scene, SIDE, drawings)) for pair in chosen for scene in (pair.kept, pair.broken)]
     print("| what is wrong | pairs in the right order | mean difference in a pair | mean of all scores |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for label, changes in CONFIGURED.items():
@@ -90,9 +95,9 @@ def main() -> None:
             path.write_text(json.dumps({key: value for key, value in (SAID | changes).items() if value is not None}))
             with ours(options.checkpoint, OUT, "--reward-config", path) as (_, address, _):
                 scorer = ServerScorer(address, ROOT / "proto")
-                row(scorer, label, options.pairs, drawings, lambda picture: picture)
+                row(scorer, label, drawn, lambda picture: picture)
                 for name, change in CHANGED.items() if label == "nothing" else ():
-                    row(scorer, name, options.pairs, drawings, change)
+                    row(scorer, name, drawn, change)
 
 
 if __name__ == "__main__":
